@@ -1,0 +1,193 @@
+"""What plug-in authors implement: rewards, encoders, policies, objectives.
+
+Protocol attributes are read-only properties, so that a frozen dataclass satisfies them. The trainer
+knows these and no concrete class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Generator, Tensor
+from torch.nn import Parameter
+
+from dragon.media import Cond, Generation, Media
+
+
+@runtime_checkable
+class InstanceReward(Protocol):
+    """Judges one clip at a time; higher is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def abstains(self) -> bool:
+        """Whether NaN in a score means "no opinion on this clip". If False, NaN is an error."""
+        ...
+
+    def score(self, media: Media) -> Tensor:
+        """(b,) float64, one score a clip, independent of the other clips of the batch."""
+        ...
+
+
+@runtime_checkable
+class SetReward(Protocol):
+    """Judges a whole set of clips; higher is better."""
+
+    @property
+    def name(self) -> str: ...
+
+    def embed(self, media: Media) -> Tensor:
+        """(b, s, f): features of each clip, computed once a clip."""
+        ...
+
+    def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
+        """(k,) scores of k candidate sets; `members` (k, n) are rows of `features`."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Media -> features. `fingerprint` identifies weights and settings: equal fingerprints, equal features."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def features(self) -> int:
+        """f, the size of one feature vector."""
+        ...
+
+    def embed_media(self, media: Media) -> Tensor:
+        """(b, s, f): s frames a clip; s = 1 for an encoder that gives one vector a clip."""
+        ...
+
+
+@runtime_checkable
+class JointEncoder(Encoder, Protocol):
+    """An encoder that also embeds text in the same space (CLAP, CLIP)."""
+
+    def embed_clips(self, media: Media) -> Tensor:
+        """(b, f): one unit vector a clip."""
+        ...
+
+    def embed_text(self, prompts: Sequence[str]) -> Tensor:
+        """(b, f): one unit vector a prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Noising:
+    """Noise levels and noise of a training batch, shared by policy and reference and by both sides of a pair.
+
+    sigma: (b,) in the coordinates x = x0 + sigma * noise; noise: (b, *d).
+    """
+
+    sigma: Tensor
+    noise: Tensor
+
+
+class Policy(Protocol):
+    """A conditional diffusion model that can be sampled and trained."""
+
+    @property
+    def name(self) -> str: ...
+
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditions of `prompts`; row i belongs to prompt i. Never needs a gradient."""
+        ...
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Generation:
+        """One sample a prompt, without gradient; a sample does not depend on its batch."""
+        ...
+
+    def decode(self, generation: Generation) -> Media:
+        """Latents -> clips (without the prompt file's columns), without gradient."""
+        ...
+
+    def draw_noising(self, latents: Tensor, generator: Generator) -> Noising:
+        """Noise levels from the density the model was trained with, one a row, and unit noise."""
+        ...
+
+    def predict(self, latents: Tensor, noising: Noising, cond: Cond) -> Tensor:
+        """(b, *d) the network's raw output F for x = latents + sigma * noise, in its own parameterisation."""
+        ...
+
+    def target(self, latents: Tensor, noising: Noising) -> Tensor:
+        """(b, *d) what `predict` was trained to equal (epsilon, v, flow velocity, ...)."""
+        ...
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the policy is the frozen starting model."""
+        ...
+
+    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside it the trainable parameters have these values (EMA, old policy); restored on leaving."""
+        ...
+
+    def trainable(self) -> dict[str, Parameter]:
+        """The parameters that training changes, by name."""
+        ...
+
+    def save(self, folder: str) -> None:
+        """Writes what was trained (adapter or full weights, safetensors) into `folder`."""
+        ...
+
+    def load(self, folder: str) -> None:
+        """Reads what `save` wrote."""
+        ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """Everything an objective may read of one side (D+ or D-) of a batch of pairs. All (b, *d).
+
+    target: what a perfect denoiser of these samples would predict, in the model's own parameterisation.
+    policy: the prediction that is trained. reference: the frozen start's. old: the moving old policy's
+    (equal to the reference's where an objective does not ask for it).
+    """
+
+    target: Tensor
+    policy: Tensor
+    reference: Tensor
+    old: Tensor
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Both sides of a batch of pairs, at one shared noise level and noise a pair."""
+
+    positive: Side
+    negative: Side
+    z0: Tensor | None = None
+
+
+class Objective(Protocol):
+    """Terms -> per-pair loss. `beta` is frozen once calibrated; objectives without one have beta None."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def beta(self) -> float | None: ...
+
+    @property
+    def needs_old(self) -> bool: ...
+
+    @property
+    def needs_z0(self) -> bool: ...
+
+    def with_beta(self, beta: float) -> Objective:
+        """The same objective at another beta."""
+        ...
+
+    def __call__(self, terms: Terms) -> Tensor:
+        """(b,) loss of each pair."""
+        ...
