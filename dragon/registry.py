@@ -1,0 +1,166 @@
+"""Names -> plug-ins. Knows no plug-in: built-in ones are strings that are imported when asked for.
+
+A name is looked up in this order: what `register` added, the built-in table, the entry points of installed
+packages (group "dragon.<kind>"), and else it must be "module:Name" or "path/to/file.py:Name" (relative to the
+working directory).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from dragon.errors import DragonError, PluginError
+
+T = TypeVar("T")
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "policy": {
+        "mini": "dragon.policy.mini:MiniPolicy",
+        "toy": "dragon.policy.toy:ToyPolicy",
+    },
+    "reward": {
+        "clap_score": "dragon.rewards.clap:ClapScore",
+        "song_frechet": "dragon.rewards.frechet:SongFrechet",
+        "judge_score": "dragon.rewards.judge:JudgeScore",
+        "random": "dragon.rewards.random:RandomReward",
+    },
+    "encoder": {
+        "mini": "dragon.encoders.mini:MiniEncoder",
+        "mini-codec": "dragon.encoders.codec:CodecEncoder",
+        "mini-judge": "dragon.encoders.mini:MiniJudgeEncoder",
+        "spectral": "dragon.encoders.spectral:Spectral",
+    },
+    "contrast": {
+        "best_worst": "dragon.contrast.pairs:best_worst",
+        "all_pairs": "dragon.contrast.pairs:all_pairs",
+        "random_labels": "dragon.contrast.pairs:random_labels",
+    },
+    "objective": {
+        "dpo": "dragon.objectives.dpo:DPO",
+        "kto": "dragon.objectives.kto:KTO",
+        "nft": "dragon.objectives.nft:NFT",
+        "best_of_k": "dragon.objectives.sft:BestOfK",
+    },
+}
+"""Kind -> name -> "module:Name"."""
+
+_registered: dict[str, dict[str, object]] = {kind: {} for kind in BUILT_IN}
+
+
+def register(kind: str, name: str) -> Callable[[T], T]:
+    """Decorator that makes a class or function known as `name`.
+
+    Raises:
+        PluginError: the kind does not exist, or the name is taken by something else.
+    """
+    _check_kind(kind)
+
+    def add(plugin: T) -> T:
+        if name in BUILT_IN[kind] or _registered[kind].get(name, plugin) is not plugin:
+            raise PluginError(f"{kind} {name!r} exists already; register {plugin!r} under another name")
+        _registered[kind][name] = plugin
+        return plugin
+
+    return add
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The class or function behind a name.
+
+    Raises:
+        PluginError: no such name (with the nearest ones), or its module cannot be imported (with the reason).
+    """
+    _check_kind(kind)
+    if name in _registered[kind]:
+        return _registered[kind][name]
+    if name in BUILT_IN[kind]:
+        return _from_text(kind, BUILT_IN[kind][name])
+    for point in entry_points(group=f"dragon.{kind}"):
+        if point.name == name:
+            return _from_text(kind, point.value)
+    if ":" in name:
+        return _from_text(kind, name)
+    near = nearest(name, available(kind))
+    raise PluginError(
+        f"no {kind} is called {name!r}{f'; did you mean {near}?' if near else ';'} known: {', '.join(available(kind))}; "
+        "or give module:Name, or file.py:Name"
+    )
+
+
+def available(kind: str) -> dict[str, str]:
+    """Name -> where it comes from, for every registered, built-in and installed plug-in of a kind, sorted."""
+    _check_kind(kind)
+    found = {point.name: point.value for point in entry_points(group=f"dragon.{kind}")}
+    found |= BUILT_IN[kind]
+    for name, plugin in _registered[kind].items():
+        found[name] = f"{getattr(plugin, '__module__', '?')}:{getattr(plugin, '__qualname__', plugin)}"
+    return dict(sorted(found.items()))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The most similar of `names`, quoted and joined by "or"; empty if none is similar."""
+    close = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    return " or ".join(repr(c) for c in close)
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in BUILT_IN:
+        raise PluginError(f"no kind of plug-in is called {kind!r}; there are {', '.join(BUILT_IN)}")
+
+
+def _from_text(kind: str, text: str) -> Any:
+    place, _, attribute = text.rpartition(":")
+    if not place or not attribute:
+        raise PluginError(f"{kind} {text!r} is not module:Name or file.py:Name")
+    module = _import_file(kind, place) if place.endswith(".py") else _import_module(kind, place)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            near = nearest(part, [n for n in vars(module) if not n.startswith("_")])
+            raise PluginError(
+                f"{kind} {text!r}: {place} holds no {part!r}" + (f"; did you mean {near}?" if near else "")
+            )
+        found = getattr(found, part)
+    return found
+
+
+def _import_module(kind: str, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except DragonError:
+        raise
+    except Exception as error:  # a plug-in's own fault, which its author must read; never swallowed
+        raise PluginError(f"{kind} module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _import_file(kind: str, place: str) -> ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise PluginError(f"{kind} file {place!r} does not exist (looked for {path})")
+    # one module a file, under a name that no other module can have: `rewards.py` must not become `rewards`
+    name = f"dragon_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{kind} file {place!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except DragonError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise PluginError(f"{kind} file {place!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
