@@ -1,0 +1,60 @@
+"""Diffusion-DPO: a pair's winner should gain more over the reference than its loser.
+
+Knows two gains, nothing else. Wallace et al. (2023), "Diffusion Model Alignment Using Direct Preference
+Optimization", eq. 14, with errors averaged (not summed) over event dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dragon.objectives.gains import checked_beta, checked_weight, gain, squared_error
+from dragon.protocols import Terms
+
+
+@dataclass(frozen=True)
+class DPO:
+    """`-log sigmoid(beta/2 * (g_w - g_l)) + winner * error_w`.
+
+    beta: 5000 is the published value, for epsilon; the trainer calibrates it. winner: weight of the plain
+    denoising error of the winner (TangoFlux, arXiv 2412.21037), which keeps both likelihoods from falling.
+    """
+
+    beta: float = 5000.0
+    winner: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked_beta(self.beta)
+        checked_weight("winner", self.winner)
+
+    @property
+    def name(self) -> str:
+        return "dpo"
+
+    @property
+    def needs_old(self) -> bool:
+        return False
+
+    @property
+    def needs_z0(self) -> bool:
+        return False
+
+    @property
+    def paired(self) -> bool:
+        """Whether both sides must share prompt, noise level and noise."""
+        return True
+
+    def with_beta(self, beta: float) -> DPO:
+        """The same objective at another beta."""
+        return replace(self, beta=beta)
+
+    def __call__(self, terms: Terms) -> Tensor:
+        """(b,) loss of each pair; log 2 where the policy equals the reference (winner 0)."""
+        positive, negative = terms.positive, terms.negative
+        loss = -logsigmoid(self.beta / 2 * (gain(positive) - gain(negative)))
+        if self.winner:
+            loss = loss + self.winner * squared_error(positive.target, positive.policy)
+        return loss
