@@ -55,7 +55,8 @@ def win_shares(base: ArrayLike, tuned: ArrayLike) -> Floats:
     counted = np.isfinite(wins)
     total = counted.sum((1, 2))
     summed = np.where(counted, wins, 0.0).sum((1, 2))
-    return np.divide(summed, total, out=np.full(len(left), np.nan), where=total > 0)
+    shares: Floats = np.divide(summed, total, out=np.full(len(left), np.nan), where=total > 0)
+    return shares
 
 
 def bootstrap_mean(values: ArrayLike, *, seed: int, draws: int = DRAWS, level: float = LEVEL) -> Interval:
