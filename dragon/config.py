@@ -6,9 +6,17 @@ Knows no plug-in: names are resolved in `dragon.build`. Names that TRL users kno
 
 from __future__ import annotations
 
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import yaml
 from pydantic import ConfigDict
+
+from dragon.errors import ConfigError
+from dragon.loading import Problem, leaves, parse, plain, put, read_yaml, related
 
 _FORBID = ConfigDict(extra="forbid")
 
@@ -90,7 +98,7 @@ class UpdateConfig:
     ema_decay: float = 0.9
     """Decay of the weights that are evaluated and saved, updated once an optimiser step; 0: none."""
     beta_calibration_updates: int = 6
-    """Updates over which beta is calibrated to a median |beta * gain| of `beta_target`, then frozen; 0: beta as stated."""
+    """Updates over which beta is calibrated to a median |beta * gain| of `beta_target`, then frozen; 0: as stated."""
     beta_target: float = 1.0
 
 
@@ -153,3 +161,112 @@ class TrainConfig:
     """true or latest: the newest checkpoint of output_dir; a path: that one; empty: a new run."""
     dry_run: bool = False
     """Check everything, print the filled configuration, and stop."""
+
+
+Check = Callable[[TrainConfig], Sequence[Problem]]
+
+
+def load(path: str | Path, overrides: Mapping[str, object] | None = None, checks: Sequence[Check] = ()) -> TrainConfig:
+    """The configuration in a YAML file, with `overrides` ({"rollout.steps": 4}) winning over it.
+
+    Raises:
+        ConfigError: every problem at once: YAML that does not parse or repeats a key, unknown keys (with the nearest
+            names), wrong types, values out of range, and what `checks` (plug-in names and options) add.
+    """
+    values = read_yaml(path)
+    for key, value in (overrides or {}).items():
+        put(values, key, value)
+    return from_dict(values, checks, str(path))
+
+
+def from_dict(values: Mapping[str, object], checks: Sequence[Check] = (), source: str = "configuration") -> TrainConfig:
+    """The configuration in nested plain values, checked as `load` checks a file."""
+    if isinstance(values.get("resume_from_checkpoint"), bool):  # YAML reads true as a boolean, the command line as text
+        values = {**values, "resume_from_checkpoint": "true" if values["resume_from_checkpoint"] else ""}
+    config, problems = parse(TrainConfig, values)
+    broken = [problem.path for problem in problems]
+    for check in (range_problems, *checks) if config is not None else ():
+        # what a key that could not be read leaves behind is its default: nothing to complain of
+        problems += [p for p in check(config) if not any(related(p.path, other) for other in broken)]
+    if problems or config is None:
+        lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems)
+        raise ConfigError(f"{source} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
+    return config
+
+
+def to_dict(config: TrainConfig) -> dict[str, object]:
+    """Nested plain values (dicts, lists, numbers, text) with all defaults written out."""
+    return typing.cast("dict[str, object]", plain(config))
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The filled configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def range_problems(config: TrainConfig) -> list[Problem]:
+    """Values of the right type that cannot work, and combinations of them."""
+    problems: list[Problem] = []
+    flat = dict(leaves(to_dict(config)))
+    for path, low, high in _RANGES:
+        for key, value in flat.items():
+            if key == path and isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+                limit = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
+                problems.append(Problem(path, f"{value} is out of range; expected {limit}"))
+    for path, choices in _CHOICES.items():
+        if flat[path] not in choices:
+            problems.append(Problem(path, f"{flat[path]!r} is unknown; expected {' or '.join(map(repr, choices))}"))
+    if not config.rewards:
+        problems.append(Problem("rewards", "none given; expected at least one, for example [{name: clap_score}]"))
+    for index, reward in enumerate(config.rewards):
+        if not (math.isfinite(reward.weight) and reward.weight > 0):
+            # a negative weight would rank by a reward whose name says the opposite
+            problems.append(Problem(f"rewards.{index}.weight", f"{reward.weight} is out of range; expected above 0"))
+    for index, beta in enumerate(config.update.betas):
+        if not 0 <= beta < 1:
+            problems.append(Problem(f"update.betas.{index}", f"{beta} is out of range; expected from 0 to below 1"))
+    for path in ("output_dir", "prompts", "eval_prompts"):
+        if not str(flat[path]).strip():
+            problems.append(Problem(path, "is empty; expected a path"))
+    device = config.device
+    if device not in ("cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
+        problems.append(Problem("device", f"{device!r} is unknown; expected cpu, cuda or cuda:N"))
+    return problems
+
+
+_INF = math.inf
+_BELOW_ONE = math.nextafter(1, 0)
+_TINY = math.ulp(0)
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("tuning.rank", 1, _INF),
+    ("tuning.alpha", _TINY, _INF),
+    ("rollout.prompts_per_step", 1, _INF),
+    ("rollout.steps", 1, _INF),
+    ("rollout.guidance", 0, _INF),
+    ("rollout.batch_size", 1, _INF),
+    ("update.updates_per_step", 1, _INF),
+    ("update.pairs_per_update", 1, _INF),
+    ("update.micro_batch_size", 1, _INF),
+    ("update.replay_steps", 0, _INF),
+    ("update.old_decay", 0, 1),
+    ("update.weight_decay", 0, _INF),
+    ("update.max_grad_norm", _TINY, _INF),
+    ("update.warmup_steps", 0, _INF),
+    ("update.ema_decay", 0, _BELOW_ONE),
+    ("update.beta_calibration_updates", 0, _INF),
+    ("update.beta_target", _TINY, _INF),
+    ("evaluation.prompts", 2, _INF),  # an interval over prompts needs two
+    ("evaluation.samples_per_prompt", 1, _INF),
+    ("evaluation.steps", 1, _INF),
+    ("evaluation.guidance", 0, _INF),
+    ("evaluation.seed", 0, 2**62),
+    ("evaluation.keep_samples", 0, _INF),
+    ("num_generations", 2, _INF),  # one sample of a prompt has nothing to be ranked against
+    ("learning_rate", _TINY, _INF),
+    ("max_steps", 1, _INF),
+    ("save_steps", 0, _INF),
+    ("eval_steps", 0, _INF),
+    ("save_total_limit", 1, _INF),
+    ("seed", 0, 2**62),
+)
+_CHOICES = {"tuning.kind": ("lora", "full"), "report_to": ("tensorboard", "none")}

@@ -91,8 +91,8 @@ def resolve(kind: str, name: str) -> Any:
         return _from_text(kind, name)
     near = nearest(name, available(kind))
     raise PluginError(
-        f"no {kind} is called {name!r}{f'; did you mean {near}?' if near else ';'} known: {', '.join(available(kind))}; "
-        "or give module:Name, or file.py:Name"
+        f"no {kind} is called {name!r}{f'; did you mean {near}?' if near else ';'} "
+        f"known: {', '.join(available(kind))}; or give module:Name, or file.py:Name"
     )
 
 

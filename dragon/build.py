@@ -1,0 +1,269 @@
+"""Configuration -> the objects of a run: the only place that knows names and classes both.
+
+Everything that can be checked without weights is checked first, and all of it is said at once: names, options
+against the constructors' signatures, prompt files, the device. Then the small parts are built (a missing exemplar
+set shows there), the policy last.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticUserError
+
+from dragon.config import RewardSpec, Spec, TrainConfig
+from dragon.errors import ConfigError, DragonError
+from dragon.loading import Problem
+from dragon.prompts import PromptSet, load_prompts
+from dragon.protocols import InstanceReward, JointEncoder, Objective, Policy
+from dragon.registry import nearest, resolve
+from dragon.trainer import Trainer, TrainSettings, WeightedReward
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a run needs, built and checked. `watch` rewards are measured and never trained on."""
+
+    config: TrainConfig
+    policy: Policy
+    rewards: tuple[WeightedReward, ...]
+    watch: tuple[InstanceReward, ...]
+    diversity: JointEncoder | None
+    prompts: PromptSet
+    eval_prompts: PromptSet
+    contrast: Callable[..., Any]
+    objective: Objective
+    settings: TrainSettings
+
+    def trainer(self) -> Trainer:
+        """A new trainer at step 0."""
+        return Trainer(
+            self.policy,
+            self.rewards,
+            self.prompts.prompts,
+            contrast=self.contrast,
+            objective=self.objective,
+            settings=self.settings,
+            columns=self.prompts.columns,
+        )
+
+    def evaluated(self) -> dict[str, InstanceReward]:
+        """Every reward that is measured, by name: those trained on first."""
+        return {reward.name: reward for reward in (*(w.reward for w in self.rewards), *self.watch)}
+
+
+def build_run(config: TrainConfig) -> Run:
+    """The objects that `config` names.
+
+    Raises:
+        ConfigError: every problem of names, options, prompt files and device at once; or, those being right, every
+            problem that the parts themselves found (exemplars that do not exist, an option out of range).
+    """
+    _raise(plugin_problems(config))
+    problems: list[Problem] = []
+
+    def built(kind: str, path: str, spec: Spec | RewardSpec) -> Any:
+        try:
+            return build(kind, spec, device=config.device)
+        except DragonError as error:
+            problems.append(Problem(path, str(error)))
+            return None
+
+    contrast = built("contrast", "contrast", config.contrast)
+    objective = built("objective", "objective", config.objective)
+    rewards = [built("reward", f"rewards.{i}", spec) for i, spec in enumerate(config.rewards)]
+    watch = [built("reward", f"evaluation.watch.{i}", spec) for i, spec in enumerate(config.evaluation.watch)]
+    diversity = None
+    if config.evaluation.diversity is not None:
+        diversity = built("encoder", "evaluation.diversity", config.evaluation.diversity)
+        if diversity is not None and not isinstance(diversity, JointEncoder):
+            name = config.evaluation.diversity.name
+            problems.append(Problem("evaluation.diversity", f"{name!r} gives no unit vector a clip (embed_clips)"))
+    problems += _reward_problems(rewards, watch)
+    _raise(problems)
+    return Run(
+        config=config,
+        policy=build_policy(config),
+        rewards=tuple(WeightedReward(r, spec.weight) for r, spec in zip(rewards, config.rewards, strict=True)),
+        watch=tuple(watch),
+        diversity=diversity,
+        prompts=load_prompts(config.prompts),
+        eval_prompts=load_prompts(config.eval_prompts).first(config.evaluation.prompts),
+        contrast=contrast,
+        objective=objective,
+        settings=train_settings(config),
+    )
+
+
+def build_policy(config: TrainConfig) -> Policy:
+    """The model of `config`, with its adapter (or all its weights) ready for training."""
+    tuning = config.tuning
+    supplied = {"tuning": tuning.kind, "rank": tuning.rank, "alpha": tuning.alpha, "targets": tuning.targets}
+    policy: Policy = build("policy", config.policy, device=config.device, **supplied)
+    return policy
+
+
+def build(kind: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
+    """The plug-in that `spec` names; `supplied` arguments are passed where its constructor takes them.
+
+    A reward that is a plain function becomes a `FunctionReward`, its options bound to it.
+    """
+    plugin = resolve(kind, spec.name)
+    options, problems = _fitting(plugin, spec.options, supplied, _is_function_reward(kind, plugin))
+    _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
+    if _is_function_reward(kind, plugin):
+        from dragon.rewards.function import FunctionReward
+
+        function = functools.update_wrapper(functools.partial(plugin, **options), plugin) if options else plugin
+        return FunctionReward(function, spec.name.rpartition(":")[2])
+    taken = inspect.signature(plugin).parameters
+    return plugin(**{key: value for key, value in supplied.items() if key in taken}, **options)
+
+
+def plugin_problems(config: TrainConfig) -> list[Problem]:
+    """What is wrong with names, options, prompt files and device, found without loading weights."""
+    problems: list[Problem] = []
+    columns: set[str] | None = None
+    for path in ("prompts", "eval_prompts"):
+        try:
+            found = set(load_prompts(getattr(config, path)).columns)
+            columns = found if columns is None else columns & found
+        except DragonError as error:
+            problems.append(Problem(path, str(error)))
+    supplied: Mapping[str, object] = {"device": config.device}
+    tuning = {**supplied, **dict.fromkeys(("tuning", "rank", "alpha", "targets"))}
+    specs: list[tuple[str, str, Spec | RewardSpec]] = [
+        ("policy", "policy", config.policy),
+        *(("reward", f"rewards.{i}", spec) for i, spec in enumerate(config.rewards)),
+        ("contrast", "contrast", config.contrast),
+        ("objective", "objective", config.objective),
+        *(("reward", f"evaluation.watch.{i}", spec) for i, spec in enumerate(config.evaluation.watch)),
+    ]
+    if config.evaluation.diversity is not None:
+        specs.append(("encoder", "evaluation.diversity", config.evaluation.diversity))
+    for kind, path, spec in specs:
+        try:
+            plugin = resolve(kind, spec.name)
+        except DragonError as error:
+            problems.append(Problem(f"{path}.name", str(error)))
+            continue
+        known = dict.fromkeys(columns or ()) if _is_function_reward(kind, plugin) else {}
+        given = {**(tuning if kind == "policy" else supplied), **known}
+        _, wrong = _fitting(plugin, spec.options, given, _is_function_reward(kind, plugin))
+        problems += [Problem(f"{path}.options.{p.path}", p.text) for p in wrong]
+    return problems + _device_problems(config.device)
+
+
+def train_settings(config: TrainConfig) -> TrainSettings:
+    """The numbers that training needs, flat."""
+    values: dict[str, Any] = {}
+    for part in (config, config.rollout, config.update):
+        values |= {f.name: getattr(part, f.name) for f in fields(part)}
+    return TrainSettings(**{f.name: values[f.name] for f in fields(TrainSettings) if f.name in values})
+
+
+def _fitting(
+    plugin: Callable[..., Any], options: Mapping[str, object], supplied: Mapping[str, object], is_reward_function: bool
+) -> tuple[dict[str, object], list[Problem]]:
+    """Options converted to the types of the signature, and those that do not fit it."""
+    parameters = dict(inspect.signature(plugin).parameters)
+    if is_reward_function:  # (audio, prompts, **columns): the first two are the clips'
+        parameters = dict(list(parameters.items())[2:])
+    named = {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    settable = [key for key in named if key not in supplied or key == "device"]
+    fitting: dict[str, object] = {}
+    problems: list[Problem] = []
+    for key, value in options.items():
+        if key in supplied:
+            place = "a column of the prompt file" if is_reward_function else f"set by {_setting(key)}"
+            problems.append(Problem(key, f"is {place}; leave it out here"))
+        elif key in named:
+            try:
+                fitting[key] = _converted(plugin, named[key], value)
+            except ValidationError as error:
+                reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False)))
+                problems.append(Problem(key, f"{value!r} does not fit {named[key].annotation}: {reasons}"))
+        elif takes_all:
+            fitting[key] = value
+        else:
+            near = nearest(key, settable)
+            hint = f"did you mean {near}?" if near else f"known here: {', '.join(settable) or 'none'}"
+            problems.append(Problem(key, f"unknown option; {hint}"))
+    for key, parameter in named.items():
+        if parameter.default is parameter.empty and key not in options and key not in supplied:
+            more = ", here or as a column of both prompt files" if is_reward_function else ""
+            problems.append(Problem(key, f"is missing and has no default; give it{more}"))
+    return fitting, problems
+
+
+def _converted(plugin: Callable[..., Any], parameter: inspect.Parameter, value: object) -> object:
+    """`value` as the parameter's annotation wants it; unchanged where the annotation says nothing to a checker."""
+    hint = parameter.annotation
+    if isinstance(hint, str):
+        try:
+            hint = eval(hint, vars(sys.modules[plugin.__module__]))  # noqa: S307  the plug-in's own annotation
+        except (NameError, AttributeError, TypeError):  # imported for type checkers only
+            return value
+    if hint is parameter.empty:
+        return value
+    try:
+        adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # a class with its own checks, or one pydantic has no schema for
+        return value
+    return adapter.validate_python(value)
+
+
+def _is_function_reward(kind: str, plugin: object) -> bool:
+    return kind == "reward" and inspect.isfunction(plugin)
+
+
+def _setting(key: str) -> str:
+    return {"device": "device", "tuning": "tuning.kind"}.get(key, f"tuning.{key}")
+
+
+def _reward_problems(rewards: list[Any], watch: list[Any]) -> list[Problem]:
+    """Parts that are no rewards, and names that stand twice (results are filed by name)."""
+    problems: list[Problem] = []
+    seen: dict[str, str] = {}
+    named = [(f"rewards.{i}", r) for i, r in enumerate(rewards)]
+    named += [(f"evaluation.watch.{i}", r) for i, r in enumerate(watch)]
+    for path, reward in named:
+        if reward is None:
+            continue
+        if not isinstance(reward, InstanceReward):
+            text = (
+                f"{type(reward).__name__} is no reward; expected name, abstains and score(media) (dragon/protocols.py)"
+            )
+            problems.append(Problem(path, text))
+        elif reward.name in seen:
+            text = f"is called {reward.name!r} like {seen[reward.name]}; "
+            other = "every reward that is trained on is evaluated anyway: leave it out"
+            problems.append(Problem(path, text + (other if path.startswith("eval") else "give one another name")))
+        else:
+            seen[reward.name] = path
+    return problems
+
+
+def _device_problems(device: str) -> list[Problem]:
+    if not device.startswith("cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    number = int(device.partition(":")[2] or 0) if device.partition(":")[2].isdigit() or device == "cuda" else 0
+    if number < count:
+        return []
+    return [Problem("device", f"{device!r} is not there: this machine has {count} CUDA devices; use cpu or another")]
+
+
+def _raise(problems: list[Problem]) -> None:
+    if problems:
+        lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems)
+        raise ConfigError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n{lines}")
