@@ -1,0 +1,200 @@
+"""A diffusion model as a policy: sampling, noising, prediction, and the frozen start beside the trained weights.
+
+Everything here is common to all models. What differs is a `Backbone`: how prompts become conditions, latents
+become clips, which denoiser and which noise levels belong to it. What is trained is a `Tuning`. A new pipeline
+is a backbone of some forty lines; `DiffusionPolicy(backbone, tuning)` then satisfies `dragon.protocols.Policy`.
+Noise levels are in the coordinates x = x0 + sigma * noise for every parameterisation (`dragon.diffusion`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import Parameter
+
+from dragon.diffusion import Denoiser, Guided, SeededNoise, dpmpp_2m, euler, heun, last
+from dragon.diffusion.scaling import per_row
+from dragon.errors import ConfigError, NotFinite, ShapeError
+from dragon.media import Cond, Generation, Media
+from dragon.policy.tuning import Tuning, swapped
+from dragon.protocols import Noising
+
+Sampler = Literal["euler", "heun", "dpmpp_2m"]
+Precision = Literal["float32", "bfloat16"]
+_SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+_CACHED_PROMPTS = 4096
+
+
+class Backbone(Protocol):
+    """What one model brings."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """d: shape of one latent."""
+        ...
+
+    @property
+    def rate(self) -> int | None:
+        """Samples a second (Hz) of audio; None for other media."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_prompt(self, prompt: str) -> Cond:
+        """Condition of one prompt, one row; "" is guidance's empty condition. Called without gradient."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(b, c, ...) float32 clips of (b, *d) latents. Called without gradient."""
+        ...
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps + 1,) falling noise levels of a roll-out, the last one 0."""
+        ...
+
+    def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
+        """(count,) noise levels of training, on the CPU."""
+        ...
+
+
+class DiffusionPolicy:
+    """A `Policy` made of a backbone and a tuning of its denoiser.
+
+    sampler: of roll-outs. precision: "bfloat16" runs the network of ROLL-OUTS under autocast; `predict`, which
+    losses are made of, is float32 always.
+    """
+
+    def __init__(
+        self, backbone: Backbone, tuning: Tuning, *, sampler: Sampler = "euler", precision: Precision = "float32"
+    ) -> None:
+        if sampler not in _SAMPLERS:
+            raise ConfigError(f"sampler is {sampler!r}; expected one of {list(_SAMPLERS)}")
+        if precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"precision is {precision!r}; expected 'float32' or 'bfloat16'")
+        self._backbone, self._tuning = backbone, tuning
+        self._sampler, self._precision = sampler, precision
+        self._encoded: OrderedDict[str, Cond] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        return self._backbone.name
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """d: shape of one latent."""
+        return self._backbone.event_shape
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Cond:
+        """Conditions of `prompts`; row i belongs to prompt i. The last few thousand prompts are remembered.
+
+        Prompts are encoded one by one: a resumed run, whose memory is empty, then gets the same bits.
+        """
+        if not prompts:
+            raise ShapeError("no prompts to encode; expected at least one")
+        rows = []
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                self._encoded[prompt] = self._backbone.encode_prompt(prompt)
+                if len(self._encoded) > _CACHED_PROMPTS:
+                    self._encoded.popitem(last=False)
+            rows.append(self._encoded[prompt])
+        return Cond.cat(rows)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Generation:
+        """One sample a prompt; the same prompt, seed and weights give the same sample in any batch.
+
+        Raises:
+            ShapeError: not one seed a prompt. ConfigError: steps below 1 or guidance below 0.
+            NotFinite: a latent is NaN or infinite; names its prompt and seed.
+        """
+        if len(prompts) != len(seeds):
+            raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one a prompt")
+        if steps < 1 or not guidance >= 0:
+            raise ConfigError(f"steps is {steps} and guidance {guidance}; expected steps >= 1 and guidance >= 0")
+        backbone = self._backbone
+        cond = self.encode(prompts)
+        empty = self.encode([""]).rows([0] * len(prompts))
+        sigmas = backbone.sigmas(steps).to(backbone.device)
+        noise = SeededNoise(seeds).draw(backbone.event_shape).to(backbone.device, torch.float32)
+        guided = Guided(backbone.denoiser, empty, guidance, cat=Cond.cat)
+        low = self._precision == "bfloat16"
+        with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=low):
+            latents = last(_SAMPLERS[self._sampler](guided, sigmas[0] * noise, sigmas, cond)).float()
+        broken = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if broken:
+            row = broken[0]
+            raise NotFinite(
+                f"policy {self.name!r} sampled a NaN or infinity for prompt {prompts[row]!r}, seed {seeds[row]} "
+                f"({len(broken)} of {len(prompts)} samples); lower learning_rate, or resume from an earlier checkpoint"
+            )
+        return Generation(latents, cond, tuple(prompts), tuple(int(seed) for seed in seeds))
+
+    @torch.no_grad()
+    def decode(self, generation: Generation) -> Media:
+        """Latents -> clips, without the prompt file's columns."""
+        clips = self._backbone.decode_latents(generation.latents.to(self._backbone.device))
+        return Media(clips.float(), generation.prompts, self._backbone.rate)
+
+    def draw_noising(self, latents: Tensor, generator: Generator) -> Noising:
+        """Noise levels from the backbone's training density, one a row, and unit noise; drawn on the CPU."""
+        sigma = self._backbone.draw_sigmas(latents.shape[0], generator)
+        noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32)
+        return Noising(sigma.to(latents.device, torch.float32), noise.to(latents.device))
+
+    def predict(self, latents: Tensor, noising: Noising, cond: Cond) -> Tensor:
+        """(b, *d) the network's raw output for x = latents + sigma * noise; gradient reaches `trainable()`."""
+        x = latents + per_row(noising.sigma, latents) * noising.noise
+        return self._backbone.denoiser.raw(x, noising.sigma, cond)
+
+    def target(self, latents: Tensor, noising: Noising) -> Tensor:
+        """(b, *d) what `predict` was trained to equal."""
+        return self._backbone.denoiser.scaling.target(latents, noising.sigma, noising.noise)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the policy is the frozen starting model."""
+        return self._tuning.reference()
+
+    def weights(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside it the trainable parameters have these values; restored on leaving. Do not train inside."""
+        return swapped(self._tuning.trainable(), values)
+
+    def trainable(self) -> dict[str, Parameter]:
+        """The parameters that training changes, by name."""
+        return self._tuning.trainable()
+
+    def save(self, folder: str) -> None:
+        """Writes what was trained: an adapter in PEFT's format, or full weights with their config."""
+        self._tuning.save(folder)
+
+    def load(self, folder: str) -> None:
+        """Reads what `save` wrote."""
+        self._tuning.load(folder)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r} and {torch.cuda.device_count()} CUDA devices are visible; use cpu")
+    return device

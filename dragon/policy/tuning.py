@@ -1,0 +1,226 @@
+"""Which weights of a denoiser are trained, how to see it without the training, and how it is stored.
+
+Knows torch modules and PEFT's LoRA layers, not what the module models. Two kinds behind one interface:
+`LoraTuning` adds low-rank matrices (Hu et al. 2021, arXiv 2106.09685) and its reference is the module with
+the adapters off; `FullTuning` trains all weights and keeps a copy of the first ones. Everything else is
+frozen and in eval mode, so that no dropout or statistics differ between policy and reference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from dragon.errors import ConfigError, ShapeError
+
+ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
+FULL_WEIGHTS, FULL_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # diffusers' names
+_PEFT_PREFIX = "base_model.model."
+
+
+class Tuning(Protocol):
+    """The part of a policy that owns its trainable weights."""
+
+    def trainable(self) -> dict[str, Parameter]: ...
+
+    def reference(self) -> AbstractContextManager[None]: ...
+
+    def save(self, folder: str) -> None: ...
+
+    def load(self, folder: str) -> None: ...
+
+
+class LoraTuning:
+    """A PEFT adapter on the linear layers of `module` whose names end in one of `targets`.
+
+    The adapter starts as the identity (its second matrix is 0). seed: of its first matrix; the global random
+    state is left as it was. The update is scaled by alpha / rank.
+
+    Raises:
+        ConfigError: rank below 1, alpha not positive, or a target that ends no linear layer's name.
+    """
+
+    def __init__(self, module: nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        if rank < 1 or not alpha > 0:
+            raise ConfigError(f"LoRA rank is {rank} and alpha {alpha}; expected rank >= 1 and alpha > 0")
+        linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+        for target in targets:
+            if not any(name == target or name.endswith("." + target) for name in linear):
+                raise ConfigError(f"LoRA target {target!r} ends no linear layer's name; the layers are {linear}")
+        if not targets:
+            raise ConfigError(f"no LoRA targets; name endings of these linear layers: {linear}")
+        freeze(module)
+        self._module = module
+        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)  # type: ignore[arg-type]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(self._config, module)
+        module.eval()
+        self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def trainable(self) -> dict[str, Parameter]:
+        """The adapter's matrices, by their names in the module."""
+        return dict(self._trainable)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside it the adapters are off; may be nested."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        layers = [part for part in self._module.modules() if isinstance(part, BaseTunerLayer)]
+        were_off = [layer.disable_adapters for layer in layers]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer, was_off in zip(layers, were_off, strict=True):
+                layer.enable_adapters(not was_off)
+
+    def save(self, folder: str) -> None:
+        """Writes the adapter in PEFT's format: `PeftModel.from_pretrained(module, folder)` reads it."""
+        from safetensors.torch import save_file
+
+        os.makedirs(folder, exist_ok=True)
+        tensors = {_peft_key(name): p.detach().cpu().contiguous() for name, p in self._trainable.items()}
+        save_file(tensors, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
+        self._config.save_pretrained(folder)
+
+    def load(self, folder: str) -> None:
+        """Reads an adapter of the same rank, alpha and targets.
+
+        Raises:
+            ConfigError: no adapter in `folder`, or one of another shape.
+        """
+        with open(_existing(folder, ADAPTER_CONFIG), encoding="utf-8") as file:
+            stored = json.load(file)
+        here = {"r": self._config.r, "lora_alpha": self._config.lora_alpha}
+        differing = {key: (stored.get(key), value) for key, value in here.items() if stored.get(key) != value}
+        if differing:
+            raise ConfigError(
+                f"adapter in {folder} differs (stored, expected): {differing}; "
+                "build the policy with the stored rank and alpha"
+            )
+        names = {_peft_key(name): name for name in self._trainable}
+        _copy_into(self._trainable, _read(folder, ADAPTER_WEIGHTS), names, folder)
+
+
+class FullTuning:
+    """Trains every parameter of `module`; a copy of the starting weights is the reference.
+
+    config: JSON text that says what the module is; stored beside the weights, so that a diffusers model
+    (`module.to_json_string()`) loads with `from_pretrained`.
+    """
+
+    def __init__(self, module: nn.Module, *, config: str) -> None:
+        module.eval()
+        module.requires_grad_(True)
+        self._module, self._config = module, config
+        self._trainable = dict(module.named_parameters())
+        self._start = {name: p.detach().clone() for name, p in self._trainable.items()}
+
+    def trainable(self) -> dict[str, Parameter]:
+        """All parameters, by their names in the module."""
+        return dict(self._trainable)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside it the parameters are the starting ones; may be nested."""
+        return swapped(self._trainable, self._start)
+
+    def save(self, folder: str) -> None:
+        """Writes weights and buffers with the config, under diffusers' file names."""
+        from safetensors.torch import save_file
+
+        os.makedirs(folder, exist_ok=True)
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self._module.state_dict().items()}
+        save_file(tensors, os.path.join(folder, FULL_WEIGHTS), metadata={"format": "pt"})
+        with open(os.path.join(folder, FULL_CONFIG), "w", encoding="utf-8") as file:
+            file.write(self._config)
+
+    def load(self, folder: str) -> None:
+        """Reads weights that `save` wrote; the reference stays the starting weights.
+
+        Raises:
+            ConfigError: no weights in `folder`, or those of another model.
+        """
+        state = self._module.state_dict()
+        _copy_into(state, _read(folder, FULL_WEIGHTS), {name: name for name in state}, folder)
+
+
+@contextmanager
+def swapped(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside it `parameters` have `values`; the old ones return on leaving, whatever happened inside.
+
+    Storage is exchanged, not copied: it costs nothing, a graph recorded before still has its own weights when it
+    is walked after leaving, and optimiser state stays valid. Do not train inside: the values given would change.
+
+    Raises:
+        ShapeError: other names or shapes than the parameters'.
+    """
+    if parameters.keys() != values.keys():
+        wrong = sorted(parameters.keys() ^ values.keys())
+        raise ShapeError(f"{len(wrong)} parameter names differ, first {wrong[:3]}; expected those of trainable()")
+    for name, p in parameters.items():
+        if p.shape != values[name].shape:
+            raise ShapeError(f"value of {name} has shape {tuple(values[name].shape)}; expected {tuple(p.shape)}")
+    before = {name: p.data for name, p in parameters.items()}
+    try:
+        for name, p in parameters.items():
+            p.data = values[name].detach().to(p.device, p.dtype)
+        yield
+    finally:
+        for name, p in parameters.items():
+            p.data = before[name]
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradients and eval mode for all of `module`."""
+    module.eval()
+    module.requires_grad_(False)
+
+
+def _peft_key(name: str) -> str:
+    # PEFT's files name neither the adapter ("default") nor the bare module, but its own wrapper.
+    return _PEFT_PREFIX + name.replace(".default.", ".")
+
+
+def _existing(folder: str, name: str) -> str:
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise ConfigError(f"{path} does not exist; expected a folder that this policy's `save` wrote (a run's final/)")
+    return path
+
+
+def _read(folder: str, name: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _existing(folder, name)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged ({error}); expected safetensors; save it again") from error
+
+
+def _copy_into(here: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: Mapping[str, str], folder: str) -> None:
+    """Copies stored tensors into those of the same name; `names` maps stored names to names here."""
+    missing, unknown = sorted(names.keys() - stored.keys()), sorted(stored.keys() - names.keys())
+    shapes = [key for key, name in names.items() if key in stored and stored[key].shape != here[name].shape]
+    if missing or unknown or shapes:
+        raise ConfigError(
+            f"weights in {folder} belong to another model or tuning: {len(missing)} missing {missing[:2]}, "
+            f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}; "
+            "build the policy with the settings that they were saved with"
+        )
+    with torch.no_grad():
+        for key, name in names.items():
+            here[name].copy_(stored[key])
