@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -115,15 +115,19 @@ def build(kind: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
     A reward that is a plain function becomes a `FunctionReward`, its options bound to it.
     """
     plugin = resolve(kind, spec.name)
-    options, problems = _fitting(plugin, spec.options, supplied, _is_function_reward(kind, plugin))
-    _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
-    if _is_function_reward(kind, plugin):
+    reserved = _reserved(kind, plugin, ())
+    if _is_function(kind, plugin):
         from dragon.rewards.function import FunctionReward
 
+        # which columns there are is known to `plugin_problems`; here every argument may be one
+        options, problems = _fitting(plugin, spec.options, reserved, skip=2, all_given=True)
+        _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
         function = functools.update_wrapper(functools.partial(plugin, **options), plugin) if options else plugin
         return FunctionReward(function, spec.name.rpartition(":")[2])
+    options, problems = _fitting(plugin, spec.options, reserved)
+    _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
     taken = inspect.signature(plugin).parameters
-    return plugin(**{key: value for key, value in supplied.items() if key in taken}, **options)
+    return plugin(**({key: value for key, value in supplied.items() if key in taken} | options))
 
 
 def plugin_problems(config: TrainConfig) -> list[Problem]:
@@ -136,8 +140,6 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
             columns = found if columns is None else columns & found
         except DragonError as error:
             problems.append(Problem(path, str(error)))
-    supplied: Mapping[str, object] = {"device": config.device}
-    tuning = {**supplied, **dict.fromkeys(("tuning", "rank", "alpha", "targets"))}
     specs: list[tuple[str, str, Spec | RewardSpec]] = [
         ("policy", "policy", config.policy),
         *(("reward", f"rewards.{i}", spec) for i, spec in enumerate(config.rewards)),
@@ -153,9 +155,11 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         except DragonError as error:
             problems.append(Problem(f"{path}.name", str(error)))
             continue
-        known = dict.fromkeys(columns or ()) if _is_function_reward(kind, plugin) else {}
-        given = {**(tuning if kind == "policy" else supplied), **known}
-        _, wrong = _fitting(plugin, spec.options, given, _is_function_reward(kind, plugin))
+        is_function = _is_function(kind, plugin)
+        reserved = _reserved(kind, plugin, columns or ())
+        # with a prompt file that cannot be read, nothing is known about its columns
+        all_given = is_function and columns is None
+        _, wrong = _fitting(plugin, spec.options, reserved, skip=2 if is_function else 0, all_given=all_given)
         problems += [Problem(f"{path}.options.{p.path}", p.text) for p in wrong]
     return problems + _device_problems(config.device)
 
@@ -168,22 +172,34 @@ def train_settings(config: TrainConfig) -> TrainSettings:
     return TrainSettings(**{f.name: values[f.name] for f in fields(TrainSettings) if f.name in values})
 
 
+def _reserved(kind: str, plugin: object, columns: Iterable[str]) -> dict[str, str]:
+    """Arguments that are no options: name -> where they come from."""
+    if kind == "policy":
+        return {"device": "set by device", "tuning": "set by tuning.kind"} | {
+            key: f"set by tuning.{key}" for key in ("rank", "alpha", "targets")
+        }
+    return dict.fromkeys(columns, "a column of the prompt files") if _is_function(kind, plugin) else {}
+
+
 def _fitting(
-    plugin: Callable[..., Any], options: Mapping[str, object], supplied: Mapping[str, object], is_reward_function: bool
+    plugin: Callable[..., Any],
+    options: Mapping[str, object],
+    reserved: Mapping[str, str],
+    skip: int = 0,
+    all_given: bool = False,
 ) -> tuple[dict[str, object], list[Problem]]:
-    """Options converted to the types of the signature, and those that do not fit it."""
-    parameters = dict(inspect.signature(plugin).parameters)
-    if is_reward_function:  # (audio, prompts, **columns): the first two are the clips'
-        parameters = dict(list(parameters.items())[2:])
+    """Options converted to the types of the signature, and those that do not fit it.
+
+    skip: leading parameters that are passed by position. all_given: no required argument counts as missing.
+    """
+    parameters = dict(list(inspect.signature(plugin).parameters.items())[skip:])
     named = {k: p for k, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    settable = [key for key in named if key not in supplied or key == "device"]
     fitting: dict[str, object] = {}
     problems: list[Problem] = []
     for key, value in options.items():
-        if key in supplied:
-            place = "a column of the prompt file" if is_reward_function else f"set by {_setting(key)}"
-            problems.append(Problem(key, f"is {place}; leave it out here"))
+        if key in reserved:
+            problems.append(Problem(key, f"is {reserved[key]}; leave it out here"))
         elif key in named:
             try:
                 fitting[key] = _converted(plugin, named[key], value)
@@ -193,12 +209,13 @@ def _fitting(
         elif takes_all:
             fitting[key] = value
         else:
+            settable = [k for k in named if k not in reserved]
             near = nearest(key, settable)
             hint = f"did you mean {near}?" if near else f"known here: {', '.join(settable) or 'none'}"
             problems.append(Problem(key, f"unknown option; {hint}"))
     for key, parameter in named.items():
-        if parameter.default is parameter.empty and key not in options and key not in supplied:
-            more = ", here or as a column of both prompt files" if is_reward_function else ""
+        if parameter.default is parameter.empty and not all_given and key not in {*options, *reserved, "device"}:
+            more = ", here or as a column of both prompt files" if skip else ""
             problems.append(Problem(key, f"is missing and has no default; give it{more}"))
     return fitting, problems
 
@@ -220,12 +237,8 @@ def _converted(plugin: Callable[..., Any], parameter: inspect.Parameter, value: 
     return adapter.validate_python(value)
 
 
-def _is_function_reward(kind: str, plugin: object) -> bool:
+def _is_function(kind: str, plugin: object) -> bool:
     return kind == "reward" and inspect.isfunction(plugin)
-
-
-def _setting(key: str) -> str:
-    return {"device": "device", "tuning": "tuning.kind"}.get(key, f"tuning.{key}")
 
 
 def _reward_problems(rewards: list[Any], watch: list[Any]) -> list[Problem]:
