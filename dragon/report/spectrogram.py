@@ -26,7 +26,8 @@ def log_mel(samples: NDArray[np.float32], rate: int, *, bands: int = 96, window:
     frames = np.lib.stride_tricks.sliding_window_view(mono, window)[:: window // 4]
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(window), axis=1)))
     mel = _filters(rate, bands, window) @ power.T
-    return np.maximum(10 * np.log10(np.maximum(mel, 1e-12) / max(float(mel.max()), 1e-12)), -RANGE_DB)
+    level = 10 * np.log10(np.maximum(mel, 1e-12) / max(float(mel.max()), 1e-12))
+    return np.asarray(np.maximum(level, -RANGE_DB), np.float64)
 
 
 def spectrogram_png(samples: NDArray[np.float32], rate: int, *, width: float = 3.6, height: float = 1.7) -> bytes:
