@@ -73,7 +73,7 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Any = None) -> Iter
 
     x: (b, *d) at level sigmas[0]. sigmas: (n + 1,) descending.
 
-    Source: Song et al. (2020), DDIM, eq. 13 without noise; Karras et al. (2022), Algorithm 1, lines 1-5.
+    Source: Song et al. (2020), DDIM, eq. 13; Karras et al. (2022), Algorithm 1, lines 1-5.
     """
     x, levels = _start(x, sigmas)
     for index, (sigma, sigma_next) in enumerate(levels):

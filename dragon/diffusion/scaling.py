@@ -113,7 +113,7 @@ class Epsilon(Scaling):
     time: sigma -> what the network is told; the default is that of the cosine process, networks trained on
     a table of discrete steps bring their own.
 
-    Source: Ho et al. (2020), eq. 12; as a scaling, Karras et al. (2022), Table 1, column "VP".
+    Source: Ho et al. (2020), eq. 14; as a scaling, Karras et al. (2022), Table 1, column "VP".
     """
 
     time: Callable[[Tensor], Tensor] = cosine_time

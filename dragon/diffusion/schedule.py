@@ -1,7 +1,7 @@
 """Noise schedules: the levels sigma that a sampler visits, as plain tensors.
 
 Knows nothing of samplers and networks. Every schedule returns (steps + 1,) float32, strictly
-descending, with exactly 0 at the end; it is computed in float64, because the schedules are powers,
+descending from the highest level, with exactly 0 at the end. It is computed in float64, because the schedules are powers,
 exponentials and tangents of an even grid and neighbouring levels must stay distinct.
 
 A schedule only says where to step. It is a choice made at sampling time, free of how the network was
@@ -19,7 +19,7 @@ from dragon.errors import ConfigError
 
 
 def karras_sigmas(steps: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """Even in sigma^(1/rho): a larger rho spends more steps at low noise.
+    """Even in sigma^(1/rho) from sigma_max to sigma_min: a larger rho spends more steps at low noise.
 
     Source: Karras et al. (2022), eq. 5.
 
@@ -51,7 +51,8 @@ def cosine_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 def flow_sigmas(steps: int, shift: float = 1.0, t_max: float = 0.999) -> Tensor:
     """Even in flow time from t_max to 0, then shifted: t -> shift t / (1 + (shift - 1) t).
 
-    shift above 1 spends more steps at high noise. t_max stays below 1, where sigma = t / (1 - t) ends.
+    In sigma the shift is a factor: every level becomes shift times as high. t_max stays below 1, where
+    sigma = t / (1 - t) has its pole.
 
     Source: Esser et al. (2024), eq. 23.
     """
@@ -60,8 +61,7 @@ def flow_sigmas(steps: int, shift: float = 1.0, t_max: float = 0.999) -> Tensor:
         raise ConfigError(f"shift is {shift}; expected a positive number (1 leaves the times even)")
     if not 0 < t_max < 1:
         raise ConfigError(f"t_max is {t_max}; expected 0 < t_max < 1, for example 0.999 (sigma is infinite at t = 1)")
-    t = _even(t_max, 0.0, steps + 1)[:-1]
-    return _ending_in_zero(flow_sigma(shift * t / (1 + (shift - 1) * t)))
+    return _ending_in_zero(shift * flow_sigma(_even(t_max, 0.0, steps + 1)[:-1]))
 
 
 def flow_sigma(t: Tensor) -> Tensor:
