@@ -1,0 +1,432 @@
+"""The training loop: sample, score, pair, and learn from the contrast. One step is read from top to bottom.
+
+Knows protocols (policy, reward, objective) and tables of scores; no class that implements them, no configuration
+file, no folder. `Trainer.run` is an iterator of reports: logging, checkpoints and stopping belong to its caller.
+
+Method: DRAGON (Bai et al., arXiv 2504.15217): samples of the current model are split into D+ and D- by a reward,
+and the model learns their contrast against its frozen start. The loop, its defaults, replay and the calibration of
+beta are this project's reconstruction; no code was published.
+
+Randomness: every number drawn comes from (seed, step, purpose), so that a resumed run equals an unbroken one to the
+bit on the CPU, and no result depends on `batch_size`. A step happens wholly or not at all: an interrupt or an error
+inside it puts the state of the last whole step back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from dragon.contrast import Pairs, RewardMixture
+from dragon.errors import ConfigError, NotFinite, PluginError
+from dragon.learner import Learner, PairPool, Update, check_finite
+from dragon.media import Generation, Media
+from dragon.protocols import InstanceReward, Objective, Policy
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The numbers of a run. Names and defaults are those of `dragon.config`, where each is explained.
+
+    Raises:
+        ConfigError: names every number out of its range.
+    """
+
+    seed: int = 0
+    max_steps: int = 40
+    prompts_per_step: int = 16
+    num_generations: int = 4
+    rollout_steps: int = 8
+    guidance: float = 2.0
+    batch_size: int = 32
+    updates_per_step: int = 3
+    pairs_per_update: int = 24
+    micro_batch_size: int = 24
+    replay_steps: int = 0
+    old_decay: float = 0.8
+    learning_rate: float = 2e-4
+    warmup_steps: int = 2
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 1.0
+    """0: gradients are not clipped."""
+    ema_decay: float = 0.9
+    beta_calibration_updates: int = 6
+    beta_target: float = 1.0
+
+    def __post_init__(self) -> None:
+        least = {
+            "prompts_per_step": 1,
+            "num_generations": 2,  # one sample alone has nothing to be compared with
+            "rollout_steps": 1,
+            "batch_size": 1,
+            "updates_per_step": 1,
+            "pairs_per_update": 1,
+            "micro_batch_size": 1,
+            "max_steps": 0,
+            "replay_steps": 0,
+            "warmup_steps": 0,
+            "weight_decay": 0,
+            "max_grad_norm": 0,
+            "beta_calibration_updates": 0,
+        }
+        wrong = [
+            f"{name} is {getattr(self, name)}; expected at least {low}"
+            for name, low in least.items()
+            if not getattr(self, name) >= low
+        ]
+        wrong += [
+            f"{name} is {getattr(self, name)}; expected a positive finite number"
+            for name in ("learning_rate", "beta_target")
+            if not 0 < getattr(self, name) < math.inf
+        ]
+        decays = {"old_decay": self.old_decay, "ema_decay": self.ema_decay, "betas": min(self.betas)}
+        decays |= {"betas[1]": max(self.betas)}
+        wrong += [f"{name} is {value}; expected 0 <= value < 1" for name, value in decays.items() if not 0 <= value < 1]
+        if self.beta_calibration_updates == 1:
+            wrong.append("beta_calibration_updates is 1; expected 0 or at least 2: at the first update every gain is 0")
+        if wrong:
+            raise ConfigError("training settings:\n  " + "\n  ".join(wrong))
+
+
+@dataclass(frozen=True)
+class WeightedReward:
+    """A reward, and its weight in the mixture that ranks samples."""
+
+    reward: InstanceReward
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step saw and did. `step` counts finished steps, so the first report says 1.
+
+    rewards: mean score by reward; reward: mean of the mixture; both over samples on which no one abstained.
+    gap: mean of mixture(D+) - mixture(D-) over the fresh pairs. implicit_accuracy: share of trained pairs whose
+    winner gained more over the reference than its loser (ties count one half). gain_positive, gain_negative: mean
+    gain on D+ and D-. z0: KTO's zero point. beta_gain_median: median |beta * gain|. grad_norm: before clipping.
+    Means are over the step's updates; NaN where there is none. pairs: fresh pairs; ties_dropped: pairs dropped.
+    scores: (m, k) mixture, NaN where a reward abstained. media: the m * k clips, row = prompt * k + sample.
+    seconds: rollout, decode, score, search, train. skipped: why there was no update; empty if there was one.
+    """
+
+    step: int
+    rewards: Mapping[str, float]
+    reward: float
+    gap: float
+    loss: float
+    implicit_accuracy: float
+    gain_positive: float
+    gain_negative: float
+    z0: float
+    beta: float | None
+    beta_gain_median: float
+    grad_norm: float
+    learning_rate: float
+    pairs: int
+    ties_dropped: int
+    seconds: Mapping[str, float]
+    reward_seconds: Mapping[str, float]
+    skipped: str
+    media: Media
+    seeds: tuple[int, ...]
+    scores: Tensor
+
+
+class Trainer:
+    """Tunes `policy` toward the weighted sum of `rewards`.
+
+    prompts: training prompts; `columns`: the prompt file's other columns, one value a prompt, given to rewards.
+    contrast: scores (m, k) and a generator -> pairs of rows (`dragon.contrast`).
+
+    >>> for report in Trainer(policy, rewards, prompts, contrast=best_worst(), objective=NFT(),
+    ...                       settings=TrainSettings()).run():      # doctest: +SKIP
+    ...     print(report.step, report.reward)
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rewards: Sequence[WeightedReward],
+        prompts: Sequence[str],
+        *,
+        contrast: Callable[[Tensor, Generator], Pairs],
+        objective: Objective,
+        settings: TrainSettings,
+        columns: Mapping[str, Sequence[object]] | None = None,
+    ) -> None:
+        self.policy, self.rewards, self.prompts = policy, tuple(rewards), tuple(prompts)
+        self.contrast, self.settings = contrast, settings
+        self.columns = {name: tuple(values) for name, values in (columns or {}).items()}
+        _check_parts(self.rewards, self.prompts, self.columns)
+        self.mixture = RewardMixture([r.weight for r in self.rewards])
+        self.learner = Learner(
+            policy,
+            objective,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+            max_grad_norm=settings.max_grad_norm,
+            ema_decay=settings.ema_decay,
+            old_decay=settings.old_decay,
+            pairs_per_update=settings.pairs_per_update,
+            micro_batch_size=settings.micro_batch_size,
+            calibration_updates=settings.beta_calibration_updates,
+            beta_target=settings.beta_target,
+        )
+        self.step = 0
+        self._replay: list[PairPool] = []
+
+    @property
+    def objective(self) -> Objective:
+        """The objective in use, at its calibrated beta once that is known."""
+        return self.learner.objective
+
+    def run(self, steps: int | None = None) -> Iterator[StepReport]:
+        """Trains for `steps` more steps (None: as many as are left), never beyond `max_steps`.
+
+        Between two reports the state is that of a whole step: save, stop and call again as you like.
+
+        Raises:
+            NotFinite: a score, sample, prediction, loss or gradient; names part, prompt and seed.
+        """
+        last = self.settings.max_steps if steps is None else min(self.step + steps, self.settings.max_steps)
+        while self.step < last:
+            with self._whole_or_not():
+                report = self._one_step()
+            yield report
+
+    def ema_weights(self) -> dict[str, Tensor]:
+        """Copies of the averaged weights, which are the ones to evaluate and save."""
+        return {n: v.to(self.learner.parameters[n], copy=True) for n, v in self.learner.ema.values.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on as if nothing had happened: tensors (copies on the CPU) and JSON values."""
+        return {
+            "step": self.step,
+            "learner": self.learner.state_dict(),
+            "mixture": self.mixture.state_dict(),
+            "replay": [pool.state_dict() for pool in self._replay],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, in a trainer made with the same parts and settings.
+
+        Raises:
+            ConfigError: the state is of another objective, other rewards or other weights.
+        """
+        self.learner.load_state_dict(state["learner"])
+        self.mixture.load_state_dict(state["mixture"])
+        self._replay = [PairPool.from_state(pool, self.learner.device) for pool in state["replay"]]
+        self.step = int(state["step"])
+
+    # One step, in order.
+
+    def _one_step(self) -> StepReport:
+        m, k = self.settings.prompts_per_step, self.settings.num_generations
+        watch = _Watch()
+        index = self._draw_prompts()
+        with watch("rollout"):
+            generation = self._roll_out(index)
+        with watch("decode"):
+            media = self._decode(generation, index)
+        with watch("score"):
+            tables = {r.reward.name: self._score(r.reward, media, generation, watch).view(m, k) for r in self.rewards}
+        with watch("search"):
+            scores = self.mixture.combine(list(tables.values()))
+            pairs = self.contrast(scores, self._generator("pairs"))
+        skipped = "" if len(pairs) else _why_no_pairs(tables, pairs)
+        updates: list[Update] = []
+        with watch("train"):
+            if skipped:
+                warnings.warn(f"step {self.step + 1}: {skipped}; no update was made", stacklevel=3)
+            else:
+                updates = self._learn(generation, pairs)
+        self.step += 1
+        return StepReport(
+            step=self.step,
+            rewards={name: _mean(table) for name, table in tables.items()},
+            reward=_mean(scores),
+            gap=_mean(pairs.gap),
+            loss=_mean([u.loss for u in updates]),
+            implicit_accuracy=_mean([u.implicit_accuracy for u in updates]),
+            gain_positive=_mean([u.gain_positive for u in updates]),
+            gain_negative=_mean([u.gain_negative for u in updates]),
+            z0=_mean([u.z0 for u in updates]),
+            beta=self.objective.beta,
+            beta_gain_median=_mean([u.beta_gain_median for u in updates]),
+            grad_norm=_mean([u.grad_norm for u in updates]),
+            learning_rate=self._learning_rate(self.step - 1),
+            pairs=len(pairs),
+            ties_dropped=pairs.ties,
+            seconds=watch.stages,
+            reward_seconds=watch.rewards,
+            skipped=skipped,
+            media=media,
+            seeds=generation.seeds,
+            scores=scores,
+        )
+
+    def _draw_prompts(self) -> list[int]:
+        """m indices of prompts: every prompt comes once an epoch, in an order drawn for that epoch."""
+        m, n = self.settings.prompts_per_step, len(self.prompts)
+        chosen, orders = [], {}
+        for position in range(self.step * m, (self.step + 1) * m):
+            epoch, place = divmod(position, n)
+            if epoch not in orders:
+                generator = Generator().manual_seed(_derived(self.settings.seed, "epoch", epoch))
+                orders[epoch] = torch.randperm(n, generator=generator).tolist()
+            chosen.append(orders[epoch][place])
+        return chosen
+
+    def _roll_out(self, index: Sequence[int]) -> Generation:
+        """k samples of each prompt from the current policy; row = prompt * k + sample."""
+        s = self.settings
+        prompts = [self.prompts[i] for i in index for _ in range(s.num_generations)]
+        seeds = [_derived(s.seed, self.step, "sample", row) for row in range(len(prompts))]
+        with torch.no_grad():
+            parts = [
+                self.policy.generate(prompts[rows], seeds[rows], steps=s.rollout_steps, guidance=s.guidance)
+                for rows in _slices(len(prompts), s.batch_size)
+            ]
+        generation = Generation.cat(parts)
+        check_finite("a sample of the policy", generation.latents, generation)
+        return generation
+
+    def _decode(self, generation: Generation, index: Sequence[int]) -> Media:
+        with torch.no_grad():
+            parts = [
+                self.policy.decode(generation.rows(range(len(generation))[rows]))
+                for rows in _slices(len(generation), self.settings.batch_size)
+            ]
+        media = replace(
+            parts[0],
+            tensor=torch.cat([p.tensor for p in parts]),
+            prompts=generation.prompts,
+            columns={
+                name: tuple(values[i] for i in index for _ in range(self.settings.num_generations))
+                for name, values in self.columns.items()
+            },
+        )
+        check_finite("a decoded clip", media.tensor, generation)
+        return media
+
+    def _score(self, reward: InstanceReward, media: Media, generation: Generation, watch: _Watch) -> Tensor:
+        """(m * k,) float64 scores of one reward; NaN only where it may abstain."""
+        start, parts = time.perf_counter(), []
+        with torch.no_grad():  # also gives gradients back if a reward switches them off for the whole process
+            for rows in _slices(len(media), self.settings.batch_size):
+                batch = media.rows(range(len(media))[rows])
+                scores = torch.as_tensor(reward.score(batch)).detach().to("cpu", torch.float64)
+                if scores.shape != (len(batch),):
+                    raise PluginError(
+                        f"reward {reward.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} "
+                        f"clips; expected ({len(batch)},)"
+                    )
+                parts.append(scores)
+        scores = torch.cat(parts)
+        watch.rewards[reward.name] = time.perf_counter() - start
+        bad = scores.isinf() if reward.abstains else ~scores.isfinite()
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            expected = "a finite number, or NaN to abstain" if reward.abstains else "a finite number"
+            raise NotFinite(
+                f"reward {reward.name!r} is {float(scores[row])} for prompt {generation.prompts[row]!r}, seed "
+                f"{generation.seeds[row]}; expected {expected}; mend the reward"
+            )
+        return scores
+
+    def _learn(self, generation: Generation, pairs: Pairs) -> list[Update]:
+        """The step's updates, on its own pairs and those that are replayed."""
+        s, rate = self.settings, self._learning_rate(self.step)
+        fresh = PairPool(generation.rows(pairs.positive.tolist()), generation.rows(pairs.negative.tolist()))
+        pool = PairPool.cat([*self._replay, fresh])
+        updates = [self.learner.update(pool, self._generator("update", i), rate) for i in range(s.updates_per_step)]
+        self.learner.follow()
+        self._replay = [*self._replay, fresh][-s.replay_steps :] if s.replay_steps else []
+        return updates
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up: `warmup_steps` steps below the full rate."""
+        return self.settings.learning_rate * min(1.0, (step + 1) / (self.settings.warmup_steps + 1))
+
+    def _generator(self, *purpose: object) -> Generator:
+        """On the CPU wherever the policy is, so that a run draws the same numbers on every device."""
+        return Generator().manual_seed(_derived(self.settings.seed, self.step, *purpose))
+
+    @contextmanager
+    def _whole_or_not(self) -> Iterator[None]:
+        """Global random numbers from (seed, step), restored after; on any exception the state before is put back.
+
+        Costs one copy of weights, moments and averages in main memory.
+        """
+        before = self.state_dict()
+        device = self.learner.device
+        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+            torch.manual_seed(_derived(self.settings.seed, self.step, "global"))  # dropout, careless rewards
+            try:
+                yield
+            except BaseException:
+                self.load_state_dict(before)
+                raise
+
+
+@dataclass
+class _Watch:
+    """Seconds of each stage, by the wall clock. Every stage ends in a check that waits for the device."""
+
+    stages: dict[str, float] = field(default_factory=dict)
+    rewards: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.stages[stage] = time.perf_counter() - start
+
+
+def _derived(*parts: object) -> int:
+    """A seed of 31 bits (torch's CPU generator uses 32) that depends on every part."""
+    text = "/".join(map(str, parts)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") >> 1
+
+
+def _slices(rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _check_parts(
+    rewards: Sequence[WeightedReward],
+    prompts: Sequence[str],
+    columns: Mapping[str, Sequence[object]],
+) -> None:
+    names = [r.reward.name for r in rewards]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"rewards are {names}; expected at least one, each with a name of its own")
+    if not prompts:
+        raise ConfigError("there are no training prompts; expected at least one")
+    for name, values in columns.items():
+        if len(values) != len(prompts):
+            raise ConfigError(f"column {name!r} has {len(values)} values for {len(prompts)} prompts; expected one each")
+
+
+def _why_no_pairs(tables: Mapping[str, Tensor], pairs: Pairs) -> str:
+    silent = [name for name, table in tables.items() if table.isnan().all()]
+    if silent:
+        return f"reward {', '.join(map(repr, silent))} abstained on every sample"
+    if pairs.ties:
+        return "the samples of each prompt have equal scores, so there is nothing to learn from"
+    return "no prompt has two samples on which no reward abstained"
+
+
+def _mean(values: Tensor | Sequence[float]) -> float:
+    """Mean without NaN; NaN if nothing is left."""
+    return float(torch.as_tensor(values, dtype=torch.float64).nanmean())
