@@ -93,7 +93,8 @@ class Update:
 class Learner:
     """The trained weights with all that follows them: AdamW, EMA, the moving old policy and the calibration of beta.
 
-    max_grad_norm 0: no clipping. calibration_updates: gains of updates 2..n set beta once (0: beta as stated).
+    max_grad_norm 0: no clipping. calibration_updates: the gains of that many updates, the first that are allowed to
+    calibrate, set beta once so that the median of |beta * gain| is `beta_target`; then beta stays (0: as stated).
     """
 
     def __init__(
@@ -126,9 +127,12 @@ class Learner:
         self._pairs, self._micro = pairs_per_update, micro_batch_size
         self._calibration_updates, self._beta_target = calibration_updates, beta_target
         self._calibration: list[Tensor] = []  # gains, until beta is frozen
+        self._beta_frozen = objective.beta is None or not calibration_updates
 
-    def update(self, pool: PairPool, generator: Generator, learning_rate: float) -> Update:
+    def update(self, pool: PairPool, generator: Generator, learning_rate: float, *, calibrate: bool = True) -> Update:
         """One optimiser step on pairs drawn from `pool` without replacement.
+
+        calibrate: whether this update's gains may set beta; not during warm-up, when they are too small to tell.
 
         Raises:
             NotFinite: a prediction, the loss or the gradient; names the part, the prompt and the seed.
@@ -168,7 +172,8 @@ class Learner:
             beta_gain_median=math.nan if beta is None else beta * float(gains.abs().quantile(0.5)),
             grad_norm=float(norm),
         )
-        self._calibrate(gains)
+        if calibrate and self.updates > 1:  # at the first update the policy still is its reference: every gain is 0
+            self._calibrate(gains)
         return update
 
     def follow(self) -> None:
@@ -183,6 +188,7 @@ class Learner:
             "updates": self.updates,
             "objective": self.objective.name,
             "beta": self.objective.beta,
+            "beta_frozen": self._beta_frozen,
             "calibration": list(self._calibration),
             "weights": _copies(self.parameters),
             "ema": _copies(self.ema.values),
@@ -205,7 +211,7 @@ class Learner:
         self.updates = int(state["updates"])
         if state["beta"] is not None and state["beta"] != self.objective.beta:
             self.objective = self.objective.with_beta(state["beta"])
-        self._calibration = list(state["calibration"])
+        self._beta_frozen, self._calibration = bool(state["beta_frozen"]), list(state["calibration"])
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["weights"][name])
@@ -277,14 +283,13 @@ class Learner:
         )
 
     def _calibrate(self, gains: Tensor) -> None:
-        """Collects the gains of the first updates, sets beta from them once, and never again."""
-        if self.objective.beta is None or self.updates > self._calibration_updates:
+        """Sets beta from the first gains, once and never again: adapting it on would dissolve the anchor."""
+        if self._beta_frozen:
             return
-        if self.updates > 1:  # at the first update the policy still is its reference: every gain is 0
-            self._calibration.append(gains)
-        if self.updates == self._calibration_updates:
+        self._calibration.append(gains)
+        if len(self._calibration) == self._calibration_updates:
             beta = calibrated_beta(torch.cat(self._calibration), self._beta_target)
-            self.objective, self._calibration = self.objective.with_beta(beta), []
+            self.objective, self._calibration, self._beta_frozen = self.objective.with_beta(beta), [], True
 
 
 def check_finite(part: str, value: Tensor, rows: Generation) -> None:

@@ -92,8 +92,6 @@ class TrainSettings:
         decays = {"old_decay": self.old_decay, "ema_decay": self.ema_decay, "betas": min(self.betas)}
         decays |= {"betas[1]": max(self.betas)}
         wrong += [f"{name} is {value}; expected 0 <= value < 1" for name, value in decays.items() if not 0 <= value < 1]
-        if self.beta_calibration_updates == 1:
-            wrong.append("beta_calibration_updates is 1; expected 0 or at least 2: at the first update every gain is 0")
         if wrong:
             raise ConfigError("training settings:\n  " + "\n  ".join(wrong))
 
@@ -349,7 +347,11 @@ class Trainer:
         s, rate = self.settings, self._learning_rate(self.step)
         fresh = PairPool(generation.rows(pairs.positive.tolist()), generation.rows(pairs.negative.tolist()))
         pool = PairPool.cat([*self._replay, fresh])
-        updates = [self.learner.update(pool, self._generator("update", i), rate) for i in range(s.updates_per_step)]
+        warm = self.step >= s.warmup_steps
+        updates = [
+            self.learner.update(pool, self._generator("update", i), rate, calibrate=warm)
+            for i in range(s.updates_per_step)
+        ]
         self.learner.follow()
         self._replay = [*self._replay, fresh][-s.replay_steps :] if s.replay_steps else []
         return updates
