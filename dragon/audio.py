@@ -1,0 +1,167 @@
+"""Audio files and samples: load, save, resample, mix to mono, and tell what is wrong with a clip.
+
+The only file that touches soundfile and soxr (both imported where they are used). Knows no model and no reward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dragon.errors import AudioError, NotFinite, ShapeError
+from dragon.media import Media
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
+SILENT_PEAK = 1e-4
+"""A clip whose largest sample is below this (-80 dB of full scale) counts as silent."""
+
+_SOXR_CHANNELS = 1024  # soxr takes many channels in one call, though not arbitrarily many
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """One clip: samples (c, t) float32, nominally in [-1, 1], and its rate in Hz."""
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.shape[-1] / self.rate
+
+    def mono(self) -> np.ndarray:
+        """(t,) the mean of the channels."""
+        return self.samples.mean(axis=0)
+
+
+def load(path: str | os.PathLike[str]) -> Audio:
+    """The whole file, channels kept, at its own rate.
+
+    Raises:
+        AudioError: there is no such file, or it is not audio that libsndfile reads.
+    """
+    import soundfile
+
+    if not os.path.isfile(path):
+        raise AudioError(f"{os.fspath(path)}: no such file; expected one of {', '.join(EXTENSIONS)}")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioError(f"{os.fspath(path)}: cannot be read as audio ({error}); convert it to WAV or FLAC") from error
+    return Audio(np.ascontiguousarray(samples.T), int(rate))
+
+
+def save(path: str | os.PathLike[str], audio: Audio, subtype: str = "PCM_16") -> None:
+    """Writes the clip; the extension names the format. Integer subtypes clip what lies outside [-1, 1].
+
+    Raises:
+        ShapeError: samples are not (c, t). NotFinite: NaN or infinity. AudioError: the file cannot be written.
+    """
+    import soundfile
+
+    if audio.samples.ndim != 2:
+        raise ShapeError(f"samples of shape {audio.samples.shape} for {os.fspath(path)}; expected (channels, samples)")
+    if not np.isfinite(audio.samples).all():
+        raise NotFinite(f"{os.fspath(path)}: the samples to write hold NaN or infinity; find the part that made them")
+    try:
+        soundfile.write(path, audio.samples.T, audio.rate, subtype=subtype)
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
+        raise AudioError(f"{os.fspath(path)}: cannot be written as {subtype} ({error})") from error
+
+
+def resample(samples: Tensor, rate: int, to_rate: int) -> Tensor:
+    """(..., t) at `rate` -> (..., round(t * to_rate / rate)) at `to_rate`, float32, by soxr's HQ filter.
+
+    Each row is resampled by itself, so the result does not depend on its batch. Runs on the CPU and returns to the
+    tensor's device; equal rates return the tensor as it is.
+    """
+    if rate <= 0 or to_rate <= 0:
+        raise AudioError(f"cannot resample from {rate} to {to_rate} Hz; expected positive rates")
+    if rate == to_rate:
+        return samples
+    import soxr
+
+    length = max(1, round(samples.shape[-1] * to_rate / rate))
+    rows = samples.detach().to("cpu", torch.float32).reshape(-1, samples.shape[-1]).numpy()
+    out = np.zeros((len(rows), length), np.float32)
+    for start in range(0, len(rows), _SOXR_CHANNELS):
+        block = soxr.resample(rows[start : start + _SOXR_CHANNELS].T, rate, to_rate, quality="HQ").T
+        # soxr rounds the length down, which loses up to one sample
+        out[start : start + len(block), : block.shape[1]] = block[:, :length]
+    return torch.from_numpy(out).reshape(*samples.shape[:-1], length).to(samples.device)
+
+
+def to_mono(tensor: Tensor) -> Tensor:
+    """(b, c, t) -> (b, t), the mean of the channels."""
+    if tensor.ndim != 3:
+        raise ShapeError(f"audio of shape {tuple(tensor.shape)}; expected (b, channels, samples)")
+    return tensor.mean(dim=1)
+
+
+def to_audio(media: Media) -> list[Audio]:
+    """The clips of a batch, one by one, on the CPU.
+
+    Raises:
+        AudioError: the media has no rate, so it is not audio. ShapeError: it is not (b, c, t).
+    """
+    if media.rate is None:
+        raise AudioError("media without a rate is not audio; expected (b, channels, samples) with a rate in Hz")
+    if media.tensor.ndim != 3:
+        raise ShapeError(f"audio of shape {tuple(media.tensor.shape)}; expected (b, channels, samples)")
+    return [Audio(row, media.rate) for row in media.tensor.detach().to("cpu", torch.float32).numpy()]
+
+
+def check_finite(media: Media) -> None:
+    """Raises NotFinite with the row and prompt of the first clip that holds NaN or infinity."""
+    finite = torch.isfinite(media.tensor).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0, 0])
+        raise NotFinite(f"clip {row} (prompt {media.prompts[row]!r}) holds NaN or infinity; expected finite samples")
+
+
+def fault(audio: Audio, min_seconds: float = 0.0) -> str | None:
+    """What makes the clip unusable: "empty", "holds NaN or infinity", "silent", "too short"; None if nothing does."""
+    if audio.samples.size == 0:
+        return "empty"
+    if not np.isfinite(audio.samples).all():
+        return "holds NaN or infinity"
+    if float(np.abs(audio.samples).max()) < SILENT_PEAK:
+        return f"silent (no sample above {SILENT_PEAK:g})"
+    if audio.seconds < min_seconds:
+        return f"too short ({audio.seconds:.2f} s, expected at least {min_seconds:g} s)"
+    return None
+
+
+def check(audio: Audio, name: str, min_seconds: float = 0.0) -> None:
+    """Raises AudioError with `name` and the fault, if the clip has one."""
+    reason = fault(audio, min_seconds)
+    if reason is not None:
+        raise AudioError(f"{name}: {reason}; replace or remove this clip")
+
+
+def list_audio(folder: str | os.PathLike[str]) -> list[Path]:
+    """All wav, flac, ogg and mp3 files below `folder`, sorted; hidden files and folders are left out.
+
+    Raises:
+        AudioError: there is no such folder, or no audio in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise AudioError(f"{root}: no such folder; expected a folder of audio files")
+    found = sorted(_walk(root))
+    if not found:
+        raise AudioError(f"{root}: no audio files; expected at least one of {', '.join(EXTENSIONS)}")
+    return found
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if not hidden and path.suffix.lower() in EXTENSIONS and path.is_file():
+            yield path
