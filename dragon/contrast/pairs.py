@@ -88,7 +88,7 @@ def random_labels() -> Contrast:
         scores, valid = _checked(scores)
         # The order of random numbers is a random permutation; abstained samples sort last.
         order = torch.rand(scores.shape, generator=generator, dtype=torch.float64)
-        order = order.masked_fill(~valid, 2.0).argsort(1, stable=True)
+        order = order.masked_fill(~valid, 2.0).argsort(dim=1, stable=True)
         prompts = (valid.sum(1) >= 2).nonzero().squeeze(1)
         if scores.shape[1] < 2:
             return _pairs(scores, prompts, prompts, prompts)  # no prompt has two samples: empty

@@ -30,8 +30,8 @@ def squared_error(target: Tensor, prediction: Tensor) -> Tensor:
 
 
 def gain(side: Side) -> Tensor:
-    """(b,) error of the reference minus error of the policy; positive: likelier than under the reference."""
-    return squared_error(side.target, side.reference) - squared_error(side.target, side.policy)
+    """(b,) error of the reference (detached) minus the policy's; positive: likelier than under the reference."""
+    return squared_error(side.target, side.reference.detach()) - squared_error(side.target, side.policy)
 
 
 def zero_point(gains: Tensor) -> Tensor:

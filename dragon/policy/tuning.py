@@ -60,7 +60,7 @@ class LoraTuning:
             raise ConfigError(f"no LoRA targets; name endings of these linear layers: {linear}")
         freeze(module)
         self._module = module
-        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)  # type: ignore[arg-type]
+        self._config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=0.0)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(self._config, module)
