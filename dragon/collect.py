@@ -37,6 +37,8 @@ class Collected:
 
     prompts: tuple[str, ...]
     seeds: Seeds
+    steps: int
+    guidance: float
     scores: Mapping[str, Floats]
     features: Mapping[str, Tensor]
     embeddings: Tensor | None
@@ -101,6 +103,8 @@ def collect(
     return Collected(
         prompts=tuple(prompts),
         seeds=tuple(tuple(int(s) for s in row) for row in seeds),
+        steps=steps,
+        guidance=guidance,
         scores={name: np.concatenate(parts).reshape(len(prompts), k) for name, parts in scores.items()},
         features={name: torch.cat(parts) for name, parts in features.items()},
         embeddings=torch.cat(embeddings) if embeddings else None,

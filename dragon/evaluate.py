@@ -137,8 +137,10 @@ def evaluate(
     base_seeds = draw_seeds(seed, "base", len(prompts), samples_per_prompt)
     if base is None:
         base = side("base", base_seeds, policy.reference())
-    elif base.prompts != tuple(prompts) or base.seeds != base_seeds:
-        raise ConfigError("the base collected earlier has other prompts or seeds; collect it again with these settings")
+    elif (base.prompts, base.seeds, base.steps, base.guidance) != (tuple(prompts), base_seeds, steps, guidance):
+        raise ConfigError("the base collected earlier has other prompts, seeds, steps or guidance; collect it again")
+    elif lacking := sorted(set(rewards) - set(base.scores) - set(base.features)):
+        raise ConfigError(f"the base collected earlier lacks {lacking}; collect it again with these rewards")
     sides = {
         "base": base,
         "tuned": side("tuned", draw_seeds(seed, "tuned", len(prompts), samples_per_prompt), tuned_model()),

@@ -17,16 +17,17 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dragon import audio
-from dragon.collect import Collected
 from dragon.errors import ConfigError
-from dragon.evaluate import Evaluation
+from dragon.media import Media
 
 SCORES = "evaluation_scores.csv"
 SCORE_COLUMNS = ("reward", "side", "prompt_index", "prompt", "sample", "seed", "score")
@@ -61,7 +62,35 @@ class Sample:
         return self.file.split("/")[0]
 
 
-def write_evaluation(evaluation: Evaluation, folder: str | os.PathLike[str]) -> None:
+class Side(Protocol):
+    """One side's samples, as `dragon.collect` gives them."""
+
+    @property
+    def prompts(self) -> Sequence[str]: ...
+
+    @property
+    def seeds(self) -> Sequence[Sequence[int]]: ...
+
+    @property
+    def scores(self) -> Mapping[str, NDArray[np.float64]]: ...
+
+    @property
+    def kept(self) -> Media | None: ...
+
+    @property
+    def kept_prompts(self) -> Sequence[int]: ...
+
+
+class Evaluated(Protocol):
+    """A finished comparison, as `dragon.evaluate` gives it."""
+
+    @property
+    def sides(self) -> Mapping[str, Side]: ...
+
+    def to_json(self) -> dict[str, object]: ...
+
+
+def write_evaluation(evaluation: Evaluated, folder: str | os.PathLike[str]) -> None:
     """Writes evaluation.json, evaluation_scores.csv and samples/ into `folder`, in place of what was there."""
     root = Path(folder)
     root.mkdir(parents=True, exist_ok=True)
@@ -111,7 +140,7 @@ def read_samples(folder: str | os.PathLike[str]) -> list[Sample]:
     ]
 
 
-def _score_lines(evaluation: Evaluation) -> Iterable[Sequence[object]]:
+def _score_lines(evaluation: Evaluated) -> Iterable[Sequence[object]]:
     for side, got in evaluation.sides.items():
         for reward, scores in got.scores.items():
             for i, row in enumerate(scores):
@@ -120,7 +149,7 @@ def _score_lines(evaluation: Evaluation) -> Iterable[Sequence[object]]:
                     yield reward, side, i, got.prompts[i], j, got.seeds[i][j], text
 
 
-def _write_clips(got: Collected, side: str, samples: Path) -> Iterable[Sequence[object]]:
+def _write_clips(got: Side, side: str, samples: Path) -> Iterable[Sequence[object]]:
     """The kept clips as files, one line of samples.csv for each."""
     if got.kept is None:
         return
