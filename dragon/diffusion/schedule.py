@@ -1,8 +1,8 @@
 """Noise schedules: the levels sigma that a sampler visits, as plain tensors.
 
 Knows nothing of samplers and networks. Every schedule returns (steps + 1,) float32, strictly
-descending from the highest level, with exactly 0 at the end. It is computed in float64, because the schedules are powers,
-exponentials and tangents of an even grid and neighbouring levels must stay distinct.
+descending from the highest level, with exactly 0 at the end. It is computed in float64: schedules are
+powers, exponentials and tangents of an even grid, and neighbouring levels must stay distinct.
 
 A schedule only says where to step. It is a choice made at sampling time, free of how the network was
 trained.

@@ -15,7 +15,6 @@ from dragon.diffusion.scaling import per_row
 from dragon.errors import ConfigError, ShapeError
 
 SIGMA = torch.logspace(-3, 3, 25, dtype=torch.float64)
-CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 SCALINGS: dict[str, Scaling] = {
     "edm": EDM(0.5),
     "edm 1.7": EDM(1.7),
@@ -35,6 +34,10 @@ X0, NOISE = draw(len(SIGMA), 3, 4, seed=1), draw(len(SIGMA), 3, 4, seed=2)
 X = X0 + SIGMA[:, None, None] * NOISE
 
 
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
 def mix(scaling: Scaling, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """(a, b) of target = a * x0 + b * noise; the target is linear in both."""
     one, zero = torch.ones_like(sigma), torch.zeros_like(sigma)
@@ -44,7 +47,7 @@ def mix(scaling: Scaling, sigma: Tensor) -> tuple[Tensor, Tensor]:
 @every
 def test_the_target_is_the_output_whose_denoised_sample_is_x0(scaling: Scaling) -> None:
     target = scaling.target(X0, SIGMA, NOISE)
-    torch.testing.assert_close(scaling.denoised(target, X, SIGMA), X0, **CLOSE)
+    close(scaling.denoised(target, X, SIGMA), X0)
     torch.testing.assert_close(target, scaling.raw(X0, X, SIGMA), rtol=1e-9, atol=1e-8)
 
 
@@ -75,29 +78,29 @@ def test_coefficients_at_high_noise() -> None:
 def test_input_and_target_have_unit_variance_at_every_level(scaling: Scaling, sigma_data: float) -> None:
     input_variance = scaling.c_in(SIGMA) ** 2 * (sigma_data**2 + SIGMA**2)
     a, b = mix(scaling, SIGMA)
-    torch.testing.assert_close(input_variance, torch.ones_like(SIGMA), **CLOSE)
-    torch.testing.assert_close(a**2 * sigma_data**2 + b**2, torch.ones_like(SIGMA), **CLOSE)
+    close(input_variance, torch.ones_like(SIGMA))
+    close(a**2 * sigma_data**2 + b**2, torch.ones_like(SIGMA))
 
 
 def test_flow_input_and_target_variance() -> None:
     """Data of variance 1: the input has (1 - t)^2 + t^2, the velocity always 2."""
     t = SIGMA / (1 + SIGMA)
-    torch.testing.assert_close(Flow().c_in(SIGMA) ** 2 * (1 + SIGMA**2), (1 - t) ** 2 + t**2, **CLOSE)
+    close(Flow().c_in(SIGMA) ** 2 * (1 + SIGMA**2), (1 - t) ** 2 + t**2)
     a, b = mix(Flow(), SIGMA)
-    torch.testing.assert_close(a**2 + b**2, torch.full_like(SIGMA, 2.0), **CLOSE)
+    close(a**2 + b**2, torch.full_like(SIGMA, 2.0))
 
 
 @pytest.mark.parametrize(("scaling", "sigma_data"), [(EDM(0.5), 0.5), (VPrediction(), 1.0)])
 def test_the_target_is_uncorrelated_with_x(scaling: Scaling, sigma_data: float) -> None:
     """What c_skip was chosen for (Karras et al., B.6): the best linear guess is skipped, not learnt."""
     a, b = mix(scaling, SIGMA)
-    torch.testing.assert_close(a * sigma_data**2 + b * SIGMA, torch.zeros_like(SIGMA), **CLOSE)
+    close(a * sigma_data**2 + b * SIGMA, torch.zeros_like(SIGMA))
 
 
 def test_v_is_edm_of_unit_data_with_the_sign_turned() -> None:
-    torch.testing.assert_close(VPrediction().c_skip(SIGMA), EDM(1.0).c_skip(SIGMA), **CLOSE)
-    torch.testing.assert_close(VPrediction().c_in(SIGMA), EDM(1.0).c_in(SIGMA), **CLOSE)
-    torch.testing.assert_close(VPrediction().target(X0, SIGMA, NOISE), -EDM(1.0).target(X0, SIGMA, NOISE), **CLOSE)
+    close(VPrediction().c_skip(SIGMA), EDM(1.0).c_skip(SIGMA))
+    close(VPrediction().c_in(SIGMA), EDM(1.0).c_in(SIGMA))
+    close(VPrediction().target(X0, SIGMA, NOISE), -EDM(1.0).target(X0, SIGMA, NOISE))
 
 
 def test_variance_preserving_formulas() -> None:
@@ -107,10 +110,10 @@ def test_variance_preserving_formulas() -> None:
     sigma_vp = sigma * alpha
     x_t = alpha * X0 + sigma_vp * NOISE
     v = VPrediction()
-    torch.testing.assert_close(v.c_in(sigma) * X, x_t, **CLOSE)
-    torch.testing.assert_close(v.target(X0, SIGMA, NOISE), alpha * NOISE - sigma_vp * X0, **CLOSE)
+    close(v.c_in(sigma) * X, x_t)
+    close(v.target(X0, SIGMA, NOISE), alpha * NOISE - sigma_vp * X0)
     any_v = draw(*X.shape, seed=4)
-    torch.testing.assert_close(v.denoised(any_v, X, SIGMA), alpha * x_t - sigma_vp * any_v, **CLOSE)
+    close(v.denoised(any_v, X, SIGMA), alpha * x_t - sigma_vp * any_v)
     eps = Epsilon()
     torch.testing.assert_close(eps.denoised(any_v, X, SIGMA), (x_t - sigma_vp * any_v) / alpha, rtol=1e-9, atol=1e-6)
 
@@ -122,7 +125,7 @@ def test_v_without_variance_preservation() -> None:
     x_t, v = alpha * X0 + sigma * NOISE, draw(*X.shape, seed=5)
     scale = (alpha**2 + sigma**2).sqrt()
     expected = (alpha * x_t - sigma * v) / (alpha**2 + sigma**2)
-    torch.testing.assert_close(VPrediction().denoised(v / scale, x_t / alpha, SIGMA), expected, **CLOSE)
+    close(VPrediction().denoised(v / scale, x_t / alpha, SIGMA), expected)
 
 
 def test_flow_formulas() -> None:
@@ -130,12 +133,12 @@ def test_flow_formulas() -> None:
     flow, sigma = Flow(), SIGMA[:, None, None]
     t = flow.c_noise(sigma)
     x_t = (1 - t) * X0 + t * NOISE
-    torch.testing.assert_close(flow.c_in(sigma) * X, x_t, **CLOSE)
+    close(flow.c_in(sigma) * X, x_t)
     u = flow.target(X0, SIGMA, NOISE)
-    torch.testing.assert_close(u, NOISE - X0, **CLOSE)
-    torch.testing.assert_close(x_t + (1 - t) * u, NOISE, **CLOSE)
+    close(u, NOISE - X0)
+    close(x_t + (1 - t) * u, NOISE)
     any_u = draw(*X.shape, seed=6)
-    torch.testing.assert_close(flow.denoised(any_u, X, SIGMA), x_t - t * any_u, **CLOSE)
+    close(flow.denoised(any_u, X, SIGMA), x_t - t * any_u)
 
 
 @every
@@ -167,7 +170,8 @@ def test_conversion_identities_of_the_literature() -> None:
 def test_what_networks_are_told_as_time() -> None:
     torch.testing.assert_close(EDM().c_noise(SIGMA), SIGMA.log() / 4)
     torch.testing.assert_close(Flow().c_noise(torch.tensor([0.0, 1.0, 3.0])), torch.tensor([0.0, 0.5, 0.75]))
-    torch.testing.assert_close(cosine_time(torch.tensor([0.0, 1.0])), torch.tensor([0.0, 0.5]))
+    # alpha = cos(pi t / 2) and sigma_vp = sin(pi t / 2) of one angle
+    torch.testing.assert_close((cosine_time(SIGMA) * torch.pi / 2).tan(), SIGMA)
     table = Epsilon(time=lambda sigma: 1000 * sigma)
     assert torch.equal(table.c_noise(SIGMA), 1000 * SIGMA)
 
