@@ -1,7 +1,7 @@
 """Trackers: what happens to the report of each step. Lines of JSON, TensorBoard, and one line of progress.
 
-Knows reports, files and the terminal; no policy and no reward. A tracker has `log(report)` and `close()`; it never
-changes the run. After a resume a tracker goes on at the resumed step: what an abandoned run logged beyond it is dropped.
+Knows reports, files and the terminal; no policy and no reward. A tracker has `log(report)` and `close()`, and never
+changes the run. After a resume it goes on at the resumed step: what an abandoned run logged beyond that is dropped.
 """
 
 from __future__ import annotations
