@@ -169,6 +169,7 @@ def train_settings(config: TrainConfig) -> TrainSettings:
     values: dict[str, Any] = {}
     for part in (config, config.rollout, config.update):
         values |= {f.name: getattr(part, f.name) for f in fields(part)}
+    values["rollout_steps"] = config.rollout.steps
     return TrainSettings(**{f.name: values[f.name] for f in fields(TrainSettings) if f.name in values})
 
 

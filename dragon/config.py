@@ -93,6 +93,7 @@ class UpdateConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
+    """Gradients are scaled down to that norm; 0: never."""
     warmup_steps: int = 2
     """Learning rate rises linearly over that many steps."""
     ema_decay: float = 0.9
@@ -225,6 +226,9 @@ def range_problems(config: TrainConfig) -> list[Problem]:
     for index, beta in enumerate(config.update.betas):
         if not 0 <= beta < 1:
             problems.append(Problem(f"update.betas.{index}", f"{beta} is out of range; expected from 0 to below 1"))
+    if config.update.beta_calibration_updates == 1:
+        text = "1 is too few: at the first update every gain is 0; expected 0, or at least 2"
+        problems.append(Problem("update.beta_calibration_updates", text))
     for path in ("output_dir", "prompts", "eval_prompts"):
         if not str(flat[path]).strip():
             problems.append(Problem(path, "is empty; expected a path"))
@@ -248,9 +252,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("update.pairs_per_update", 1, _INF),
     ("update.micro_batch_size", 1, _INF),
     ("update.replay_steps", 0, _INF),
-    ("update.old_decay", 0, 1),
+    ("update.old_decay", 0, _BELOW_ONE),
     ("update.weight_decay", 0, _INF),
-    ("update.max_grad_norm", _TINY, _INF),
+    ("update.max_grad_norm", 0, _INF),
     ("update.warmup_steps", 0, _INF),
     ("update.ema_decay", 0, _BELOW_ONE),
     ("update.beta_calibration_updates", 0, _INF),

@@ -1,0 +1,114 @@
+"""Clips of a tuned or untuned model, for the ear: what `dragon sample` does.
+
+Knows policies by their protocol and how a run folder is read; measures nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dragon import audio
+from dragon.build import build_policy
+from dragon.config import Spec, TrainConfig
+from dragon.errors import ConfigError
+from dragon.media import Generation, Media
+from dragon.prompts import load_prompts
+from dragon.protocols import Policy
+from dragon.registry import available
+from dragon.run import load_tuned
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which clips to make. Sample j of every prompt has the seed `seed` + j, tuned or not."""
+
+    prompt: tuple[str, ...] = ()
+    """Prompts, in quotes."""
+    prompts: str = ""
+    """A prompt file, or mini:train, mini:dev, mini:test; with --count, its first ones."""
+    count: int = 8
+    """Prompts taken from the file."""
+    samples_per_prompt: int = 1
+    output_dir: str = "samples"
+    """New folder for the clips and samples.csv."""
+    seed: int = 0
+    steps: int = 0
+    """Solver steps; 0: as many as the run's evaluation used."""
+    guidance: float = -1.0
+    """Classifier-free guidance; below 0: the run's evaluation's."""
+    base: bool = False
+    """The model as it was before tuning."""
+    device: str = "cpu"
+
+
+def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> Iterator[Path]:
+    """Samples `model` (a run folder, or the name of a policy) and writes the clips; yields each file.
+
+    Raises:
+        ConfigError: no such model, no prompts, or a folder that holds something.
+    """
+    prompts = (*wanted.prompt, *(load_prompts(wanted.prompts).first(wanted.count).prompts if wanted.prompts else ()))
+    if not prompts:
+        raise ConfigError('no prompts; give --prompt "slow piano" or --prompts FILE')
+    for name, value in (("samples_per_prompt", wanted.samples_per_prompt), ("count", wanted.count)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; expected at least 1")
+    folder = Path(wanted.output_dir)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output_dir {str(folder)!r} holds something already; choose another --output_dir")
+    config, policy = _load(model, wanted.device)
+    steps = wanted.steps or config.evaluation.steps
+    guidance = config.evaluation.guidance if wanted.guidance < 0 else wanted.guidance
+    asked = [(prompt, wanted.seed + j) for prompt in prompts for j in range(wanted.samples_per_prompt)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        policy.reference() if wanted.base else nullcontext(),
+        (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(("file", "prompt", "seed", "rate", "seconds"))
+        for start in range(0, len(asked), batch_size):
+            part = asked[start : start + batch_size]
+            made: Generation = policy.generate(
+                [p for p, _ in part], [s for _, s in part], steps=steps, guidance=guidance
+            )
+            for row, path in enumerate(_write(policy.decode(made), folder, start)):
+                clip = made.prompts[row], made.seeds[row]
+                table.writerow((path.name, *clip, *_length(path)))
+                yield path
+
+
+def _load(model: str, device: str) -> tuple[TrainConfig, Policy]:
+    if (Path(model) / "config.yaml").is_file():
+        return load_tuned(Path(model), device)
+    if model in available("policy") or ":" in model:
+        config = TrainConfig(policy=Spec(model), device=device)
+        return config, build_policy(config)
+    known = ", ".join(available("policy"))
+    raise ConfigError(f"{model!r} is neither a run folder (with a config.yaml) nor a policy ({known})")
+
+
+def _write(media: Media, folder: Path, first: int) -> Iterator[Path]:
+    """One file a clip: .wav, or .npy for media without a rate."""
+    for row in range(len(media)):
+        path = folder / f"{first + row:04d}.{'npy' if media.rate is None else 'wav'}"
+        one = media.rows([row])
+        if media.rate is None:
+            np.save(path, one.tensor[0].cpu().numpy())
+        else:
+            audio.save(path, audio.to_audio(one)[0])
+        yield path
+
+
+def _length(path: Path) -> tuple[object, object]:
+    """(rate, seconds); empty for what is not audio."""
+    if path.suffix == ".npy":
+        return "", ""
+    clip = audio.load(path)
+    return clip.rate, round(clip.samples.shape[-1] / clip.rate, 4)
