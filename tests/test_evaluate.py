@@ -165,7 +165,8 @@ class TestTuned:
         rewards = {"rightness": Rightness(), "only_upper": OnlyUpper(), "spread": Spread()}
         again = ev.evaluate(
             policy, rewards, {"rightness"}, PROMPTS,
-            tuned_weights=shifted(policy, -1.0), diversity=PointEncoder(), base=tuned.sides["base"], **{**FAST, "steps": 8},
+            tuned_weights=shifted(policy, -1.0), diversity=PointEncoder(), base=tuned.sides["base"],
+            **{**FAST, "steps": 8},
         )  # fmt: skip
         assert again.rewards == tuned.rewards
         assert again.diversity == tuned.diversity

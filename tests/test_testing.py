@@ -1,0 +1,242 @@
+"""The conformance checkers: they pass what is right and name the method at fault in what is wrong."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dragon.errors import PluginError
+from dragon.media import Cond, Media
+from dragon.policy.toy import ToyPolicy
+from dragon.testing import TrainsBadly, check_policy, check_reward
+
+TOY = ("left", "right", "up")
+
+
+class Loudness:
+    name = "loudness"
+    abstains = False
+
+    def score(self, media):
+        return media.tensor.double().square().mean((1, 2))
+
+
+class MeanSpread:
+    name = "mean_spread"
+
+    def embed(self, media):
+        return media.tensor.double().unfold(2, 4000, 4000).square().mean(3).transpose(1, 2)
+
+    def score_sets(self, features, members):
+        return features[members].mean((2, 3)).var(1)
+
+
+def breaking(base, **methods):
+    """An instance of `base` with these methods or attributes in place of its own."""
+    return type("Broken", (base,), methods)()
+
+
+def test_right_ones_pass_without_a_warning(recwarn):
+    check_reward(Loudness())
+    check_reward(MeanSpread())
+    check_policy(ToyPolicy(), TOY)
+    assert not [w for w in recwarn if issubclass(w.category, TrainsBadly)]
+
+
+class TestRewards:
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            ({"name": ""}, "Broken.name: expected that it is a non-empty string"),
+            ({"abstains": None}, "Broken.abstains: expected that it is a bool, not None"),
+            (
+                {"score": lambda self, m: m.tensor.double().mean(2)},
+                r"gives shape \(4,\) .one score a clip., not \(4, 1\)",
+            ),
+            ({"score": lambda self, m: m.tensor.square().mean((1, 2))}, "gives float64, not torch.float32"),
+            ({"score": lambda self, m: [0.0] * len(m)}, "gives a torch.Tensor, not list"),
+            ({"score": lambda self, m: Loudness().score(m) / 0}, "gives no infinity"),
+            ({"score": lambda self, m: Loudness().score(m) * torch.nan}, "gives NaN only where `abstains` is True"),
+            ({"score": lambda self, m: torch.randn(len(m), dtype=torch.float64)}, "gives the same scores"),
+            (
+                {"score": lambda self, m: Loudness().score(m) - Loudness().score(m).mean()},
+                "does not depend on the other clips",
+            ),
+            ({"score": lambda self, m: Loudness().score(m).sort().values}, "keeps the clips' order"),
+            ({"score": lambda self, m: 1 / 0}, "runs; it raised ZeroDivisionError: division by zero"),
+            (
+                {"score": lambda self, m: Loudness().score(replace(m, tensor=m.tensor.mul_(0.5)))},
+                "leaves the clips it is given as they are",
+            ),
+        ],
+    )
+    def test_each_breach_is_named(self, broken, message):
+        with pytest.raises(PluginError, match=message):
+            check_reward(breaking(Loudness, **broken))
+
+    def test_switching_gradients_off_is_named_and_undone(self):
+        def score(self, media):
+            torch.set_grad_enabled(False)
+            return Loudness().score(media)
+
+        with pytest.raises(PluginError, match="score: expected that it leaves torch's gradient mode"):
+            check_reward(breaking(Loudness, score=score))
+        assert torch.is_grad_enabled()
+
+    def test_all_faults_come_at_once(self):
+        with pytest.raises(PluginError, match=r"(?s)3 breaches.*name.*abstains.*float64"):
+            check_reward(breaking(Loudness, name="", abstains=1, score=lambda self, m: m.tensor.mean((1, 2))))
+
+    def test_abstaining_is_allowed_where_it_is_said(self):
+        def score(self, media):
+            scores = Loudness().score(media)
+            return torch.where(scores > 0.06, scores, torch.nan)
+
+        check_reward(breaking(Loudness, abstains=True, score=score))
+
+    def test_a_constant_reward_is_warned_about(self):
+        with pytest.warns(TrainsBadly, match="it ranks nothing"):
+            check_reward(breaking(Loudness, score=lambda self, m: torch.zeros(len(m), dtype=torch.float64)))
+
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            ({"embed": lambda self, m: m.tensor.mean(2)}, r"embed: expected that it gives \(b, frames, features\)"),
+            ({"embed": lambda self, m: MeanSpread().embed(m) / 0}, "embed: expected that it gives finite features"),
+            ({"score_sets": lambda self, f, m: f[m].mean()}, r"score_sets: expected that it gives shape \(3,\)"),
+            (
+                {"score_sets": lambda self, f, m: f[m[:, 0]].mean((1, 2))},
+                "does not depend on the order of a set's members",
+            ),
+            (
+                {"score_sets": lambda self, f, m: MeanSpread().score_sets(f, m) + len(m)},
+                "scores a candidate set alike alone and among others",
+            ),
+            (
+                {"score_sets": lambda self, f, m: MeanSpread().score_sets(f.mul_(2), m)},
+                "leaves the features it is given as they are",
+            ),
+        ],
+    )
+    def test_each_breach_of_a_set_reward_is_named(self, broken, message):
+        with pytest.raises(PluginError, match=message):
+            check_reward(breaking(MeanSpread, **broken))
+
+    def test_too_few_clips_are_refused(self):
+        with pytest.raises(PluginError, match="got 1 clips; expected at least 3"):
+            check_reward(Loudness(), Media(torch.zeros(1, 1, 8), ("x",), 16_000))
+
+
+class ForgetsToRestore(ToyPolicy):
+    @contextmanager
+    def weights(self, values):
+        with torch.no_grad():
+            for name, p in self.trainable().items():
+                p.copy_(values[name])
+        yield
+
+
+class ReferenceIsCurrent(ToyPolicy):
+    @contextmanager
+    def reference(self):
+        yield
+
+
+class SavesNothing(ToyPolicy):
+    def save(self, folder):
+        super().save(folder)
+        with torch.no_grad():
+            for p in self.trainable().values():
+                p.mul_(0)
+        super().save(folder)
+
+
+class OneNoiseForAll(ToyPolicy):
+    def generate(self, prompts, seeds, *, steps, guidance):
+        return replace(
+            super().generate(prompts, [seeds[0]] * len(prompts), steps=steps, guidance=guidance), seeds=tuple(seeds)
+        )
+
+
+class BatchDependent(ToyPolicy):
+    def generate(self, prompts, seeds, *, steps, guidance):
+        made = super().generate(prompts, seeds, steps=steps, guidance=guidance)
+        return replace(made, latents=made.latents - made.latents.mean(0))
+
+
+class GlobalNoise(ToyPolicy):
+    def draw_noising(self, latents, generator):
+        drawn = super().draw_noising(latents, generator)
+        return replace(drawn, noise=torch.randn_like(latents))
+
+
+class Detached(ToyPolicy):
+    def predict(self, latents, noising, cond):
+        return super().predict(latents, noising, cond).detach()
+
+
+class WrongTarget(ToyPolicy):
+    def target(self, latents, noising):
+        return super().target(latents, noising)[..., :1]
+
+
+class ShortCond(ToyPolicy):
+    def encode(self, prompts):
+        return Cond({name: tensor[:1] for name, tensor in super().encode(prompts).tensors.items()})
+
+
+class LosesPrompts(ToyPolicy):
+    def decode(self, generation):
+        return replace(super().decode(generation), prompts=("",) * len(generation))
+
+
+class TestPolicies:
+    @pytest.mark.parametrize(
+        ("policy", "message"),
+        [
+            (ForgetsToRestore, "weights: expected that it restores the weights on leaving"),
+            (ReferenceIsCurrent, "reference: expected that it shows the starting model"),
+            (SavesNothing, "load: expected that it brings back what `save` wrote"),
+            (OneNoiseForAll, "generate: expected that it gives another sample for another seed"),
+            (BatchDependent, "generate: expected that it gives a sample that its batch does not change"),
+            (GlobalNoise, "draw_noising: expected that it draws from the generator it is given"),
+            (Detached, "predict: expected that it lets gradients flow"),
+            (WrongTarget, r"target: expected that it gives shape \(4, 2\) .like the latents., not \(4, 1\)"),
+            (ShortCond, "encode: expected that it gives one row a prompt"),
+            (LosesPrompts, "decode: expected that it keeps the generation's prompts"),
+        ],
+    )
+    def test_each_breach_is_named(self, policy, message):
+        with pytest.raises(PluginError, match=f"{policy.__name__}.{message}"):
+            check_policy(policy(), TOY)
+
+    def test_weights_are_as_before_even_after_a_breach(self):
+        policy = ForgetsToRestore()
+        before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+        with pytest.raises(PluginError):
+            check_policy(policy, TOY)
+        assert all(torch.equal(p, before[name]) and p.grad is None for name, p in policy.trainable().items())
+
+    def test_a_parameter_that_never_learns_is_warned_about(self):
+        class Spare(ToyPolicy):
+            def __init__(self):
+                super().__init__()
+                self.spare = torch.nn.Parameter(torch.ones(2))
+
+            def trainable(self):
+                return {**super().trainable(), "spare": self.spare}
+
+            @contextmanager
+            def weights(self, values):
+                with super().weights({name: v for name, v in values.items() if name != "spare"}):
+                    yield
+
+        with pytest.warns(TrainsBadly, match=r"gives no gradient to \['spare'\] \(1 of 7 parameters\)"):
+            check_policy(Spare(), TOY)
+
+    def test_one_prompt_is_refused(self):
+        with pytest.raises(PluginError, match="at least 2 different"):
+            check_policy(ToyPolicy(), ("left", "left"))
