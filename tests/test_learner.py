@@ -132,10 +132,11 @@ def test_pairs_are_drawn_without_replacement() -> None:
 
 def test_kto_zero_point_is_that_of_the_whole_batch_of_one_update() -> None:
     seen: list[Terms] = []
-    it = learner(ToyPolicy(), Watched(KTO(beta=10.0, winner=5.0), seen), micro_batch_size=3)  # winner: z0 > 0
-    for i in range(6):
+    it = learner(ToyPolicy(), Watched(KTO(beta=10.0, winner=5.0), seen), micro_batch_size=3)
+    pairs = pool(ToyPolicy())
+    for _ in range(12):  # the same pairs and noise each time, so that gains rise above 0
         seen.clear()
-        report = it.update(pool(it.policy), seeded(i), 1e-2)
+        report = it.update(pairs, seeded(0), 1e-2)
         assert len(seen) == 3  # 8 pairs in chunks of 3
         gains = torch.cat([gain(side) for terms in seen for side in (terms.positive, terms.negative)]).detach()
         for terms in seen:
