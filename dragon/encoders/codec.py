@@ -7,6 +7,7 @@ Per-song Frechet distance in the generator's own latents needs no further networ
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -29,12 +30,15 @@ class Codec(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]: ...
+
 
 class CodecEncoder:
     """Latent frames of a codec.
 
     folder: a pipeline folder whose codec to use; None: the shipped one. codec: a loaded one, instead of both.
-    The fingerprint leaves the decoder out: latents stay the same when only the decoder is trained anew.
+    The fingerprint is that of the codec's fixed transform (its stored buffers): a decoder's parameters are left out,
+    since latents stay the same when the decoder is trained anew.
     """
 
     def __init__(self, folder: str | None = None, *, codec: Codec | None = None, device: str = "cpu") -> None:
@@ -49,7 +53,7 @@ class CodecEncoder:
         with torch.no_grad():
             self._features = codec.encode(torch.zeros(1, codec.samples, device=device)).shape[-1]
         self._fingerprint = windows.fingerprint(
-            weights=_hash(codec.state_dict()), rate=codec.rate, samples=codec.samples, windows=windows.WINDOW_RULE
+            transform=_hash(codec), rate=codec.rate, samples=codec.samples, windows=windows.WINDOW_RULE
         )
 
     @property
@@ -70,12 +74,13 @@ class CodecEncoder:
         return windows.checked(frames, media, self.name)
 
 
-def _hash(weights: dict[str, Tensor]) -> str:
-    """Of everything but the decoder."""
+def _hash(codec: Codec) -> str:
+    """Of all stored values that are not parameters."""
+    parameters = {name for name, _ in codec.named_parameters()}
     digest = hashlib.blake2b(digest_size=16)
-    for key in sorted(weights):
-        if not key.startswith("decoder"):
-            value = weights[key].detach().to("cpu").contiguous()
-            digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    for key, value in sorted(codec.state_dict().items()):
+        if key not in parameters:
+            value = value.detach().to("cpu", torch.float32).contiguous()
+            digest.update(f"{key} {tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
     return digest.hexdigest()

@@ -71,7 +71,10 @@ class MiniEncoder:
 
 
 class MiniJudgeEncoder:
-    """The built-in judge, of another architecture and other training works: for evaluation, never trained toward."""
+    """The built-in judge, of another architecture and other training works: for evaluation, never trained toward.
+
+    `embed_media` gives one vector a window, the clip's embedding (its frames live in another space than its captions).
+    """
 
     def __init__(self, folder: str | None = None, *, model: AudioTextModel | None = None, device: str = "cpu") -> None:
         if model is None:
@@ -93,7 +96,7 @@ class MiniJudgeEncoder:
         return self._hearing.model.features
 
     def embed_media(self, media: Media) -> Tensor:
-        return self._hearing.frames(media)
+        return self._hearing.windows(media)
 
     def embed_clips(self, media: Media) -> Tensor:
         return self._hearing.clips(media)
@@ -125,6 +128,10 @@ class _Hearing:
         return windows.checked(
             windows.frames_of_windows(self.wave(media), self.samples, self.model.frames), media, self.name
         )
+
+    def windows(self, media: Media) -> Tensor:
+        found = windows.frames_of_windows(self.wave(media), self.samples, lambda w: self.model.embed_audio(w)[:, None])
+        return windows.checked(found, media, self.name)
 
     def clips(self, media: Media) -> Tensor:
         return windows.checked(

@@ -1,0 +1,247 @@
+"""Exemplar sets: what they hold, their file, the encoder they refuse, and every bad file by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from dragon import audio
+from dragon.audio import Audio
+from dragon.encoders.spectral import Spectral
+from dragon.errors import AudioError, ConfigError, NotFinite
+from dragon.exemplars import ExemplarSet, available, build_from_folder, build_from_media, load
+from dragon.exemplars import sets as sets_module
+from dragon.exemplars.collect import content_hash
+from dragon.media import Media
+from dragon.rewards import frechet_distance
+from dragon.rewards.kernel import median_distance
+
+RATE = 16_000
+ENCODER = Spectral(bands=8)
+
+
+def clip(seconds: float, seed: int = 0) -> Audio:
+    samples = 0.1 * np.random.default_rng(seed).standard_normal((1, round(seconds * RATE)))
+    return Audio(samples.astype(np.float32), RATE)
+
+
+def media(clips: int, seconds: float = 1.0) -> Media:
+    tensor = torch.from_numpy(np.stack([clip(seconds, i).samples for i in range(clips)]))
+    return Media(tensor, tuple(f"p{i}" for i in range(clips)), RATE)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "music" / "more").mkdir(parents=True)
+    for i, name in enumerate(["b.wav", "a.flac", "more/c.wav"]):
+        audio.save(tmp_path / "music" / name, clip(1.5, i))
+    return tmp_path / "music"
+
+
+# ---- what a set holds
+
+
+def test_statistics_are_mean_and_covariance_of_all_frames():
+    found = build_from_media(media(5), ENCODER, "noise")
+    frames = ENCODER.embed_media(media(5)).flatten(0, 1).double().numpy()
+    np.testing.assert_allclose(found.mean, frames.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(frames.T), rtol=1e-9, atol=1e-12)
+    assert (found.frames, found.count, found.size) == (len(frames), 5, 8)
+    assert found.mean.dtype == found.cov.dtype == torch.float64
+    assert found.bandwidth == pytest.approx(median_distance(frames), rel=1e-12)
+
+
+def test_many_batches_give_the_set_of_one():
+    whole = build_from_media(media(20), ENCODER, "noise")
+    parts = build_from_media((media(20).rows([i]) for i in range(20)), ENCODER, "noise")
+    torch.testing.assert_close(parts.mean, whole.mean, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts.cov, whole.cov, rtol=1e-5, atol=1e-9)
+    assert [i.content_hash for i in parts.items] == [i.content_hash for i in whole.items]
+    assert len({i.content_hash for i in whole.items}) == 20
+
+
+def test_self_distance_is_the_distance_between_two_halves():
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0)).tolist()
+    frames = ENCODER.embed_media(media(6)).double()
+    halves = [frames[order[part::2]].flatten(0, 1) for part in (0, 1)]
+    found = build_from_media(media(6), ENCODER, "noise")
+    assert found.self_distance == pytest.approx(float(frechet_distance(*halves)), rel=1e-9)
+    assert build_from_media(media(1), ENCODER, "noise").self_distance is None
+
+
+def test_content_hashes_depend_on_samples_and_rate_only():
+    one = clip(0.1)
+    assert content_hash(one.samples, RATE) == content_hash(one.samples.copy(), RATE)
+    assert content_hash(one.samples, RATE) != content_hash(one.samples, 8000)
+    assert content_hash(one.samples, RATE) != content_hash(one.samples * 2, RATE)
+
+
+# ---- the file
+
+
+def test_a_saved_set_loads_as_it_was(tmp_path: Path):
+    made = build_from_media(media(4), ENCODER, "noise", source="a test", licence="CC0", names=["a", "b", "c", "ü"])
+    path = made.save(tmp_path / "deep" / "noise.safetensors")
+    back = load(path)
+    assert torch.equal(back.mean, made.mean) and torch.equal(back.cov, made.cov)
+    for key in (
+        "name",
+        "encoder",
+        "encoder_hash",
+        "frames",
+        "items",
+        "source",
+        "licence",
+        "bandwidth",
+        "self_distance",
+    ):
+        assert getattr(back, key) == getattr(made, key), key
+    assert dict(back.settings) == dict(made.settings)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["noise.safetensors"]  # nothing left beside it
+
+
+def test_the_header_says_what_the_contract_asks(tmp_path: Path):
+    path = build_from_media(media(4), ENCODER, "noise", licence="CC0").save(tmp_path / "noise.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert (header["name"], header["encoder"], header["encoder_hash"]) == ("noise", "spectral", ENCODER.fingerprint)
+    assert (json.loads(header["version"]), json.loads(header["count"]), header["licence"]) == (1, 4, "CC0")
+    assert all(len(item["content_hash"]) == 32 for item in json.loads(header["items"]))
+    assert json.loads(header["settings"])["ddof"] == 1
+    assert float(header["bandwidth"]) > 0 and float(header["self_distance"]) > 0
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
+    path = build_from_media(media(4), ENCODER, "old").save(tmp_path / "x.safetensors")
+
+    def fail(*_args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sets_module.os, "fsync", fail)
+    with pytest.raises(ConfigError, match="disk full"):
+        build_from_media(media(5), ENCODER, "new").save(path)
+    assert load(path).name == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_files_that_are_no_sets_are_refused(tmp_path: Path):
+    (tmp_path / "a.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ConfigError, match="a.safetensors is not an exemplar set"):
+        load(tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match="no exemplar file .*dragon exemplars build"):
+        load(tmp_path / "missing.safetensors")
+    with pytest.raises(ConfigError, match="ends in .safetensors"):
+        build_from_media(media(2), ENCODER, "x").save(tmp_path / "x.pt")
+    broken = build_from_media(media(2), ENCODER, "x")
+    broken.cov[0, 0] = math.nan
+    with pytest.raises(NotFinite, match="exemplars 'x': covariance, row 0"):
+        load(broken.save(tmp_path / "nan.safetensors"))
+
+
+def test_a_newer_version_is_refused(tmp_path: Path, monkeypatch):
+    made = build_from_media(media(2), ENCODER, "x")
+    newer = ExemplarSet(**{k: getattr(made, k) for k in made.__dataclass_fields__} | {"version": 2})
+    with pytest.raises(ConfigError, match="version 2; this program reads version 1"):
+        load(newer.save(tmp_path / "x.safetensors"))
+
+
+def test_shipped_sets_are_found_by_name(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(sets_module, "DATA", tmp_path)
+    build_from_media(media(2), ENCODER, "waltz").save(tmp_path / "waltz.safetensors")
+    assert available() == ["waltz"]
+    assert load("waltz").name == "waltz"
+    with pytest.raises(ConfigError, match="no exemplar set 'walz'; shipped: waltz;"):
+        load("walz")
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_shipped_set_is_whole(name: str):
+    found = load(name)
+    assert found.name == name and found.licence and found.source and found.count > 1
+    assert found.gaussian().trace > 0
+
+
+# ---- the encoder
+
+
+def test_only_the_encoder_that_made_a_set_is_accepted():
+    made = build_from_media(media(2), ENCODER, "noise")
+    made.check_encoder(Spectral(bands=8, device="cuda"))  # where it runs does not matter
+    with pytest.raises(ConfigError) as caught:
+        made.check_encoder(Spectral(bands=8, hop=512))
+    message = str(caught.value)
+    assert "'noise'" in message and ENCODER.fingerprint in message and Spectral(bands=8, hop=512).fingerprint in message
+    assert "rebuild with: dragon exemplars build" in message and "--encoder spectral" in message
+
+
+def test_an_encoder_that_makes_nan_stops_the_build():
+    class Broken(Spectral):
+        def embed_media(self, media: Media) -> torch.Tensor:
+            return torch.full((len(media), 3, self.features), math.nan)
+
+    with pytest.raises(NotFinite, match="encoder 'spectral' made NaN or infinity of clip 'p0'"):
+        build_from_media(media(2), Broken(bands=8), "noise")
+
+
+# ---- a folder
+
+
+def test_a_folder_gives_the_statistics_of_its_files(folder: Path):
+    found = build_from_folder(folder, ENCODER, "music")
+    assert [item.name for item in found.items] == ["a.flac", "b.wav", "more/c.wav"]
+    assert found.source == "music"
+    clips = [audio.load(folder / item.name) for item in found.items]
+    frames = torch.cat([ENCODER.embed_media(Media(torch.from_numpy(c.samples)[None], ("x",), RATE))[0] for c in clips])
+    torch.testing.assert_close(found.mean, frames.double().mean(dim=0), rtol=1e-6, atol=0)
+    assert found.frames == len(frames)
+
+
+def test_a_long_file_is_cut_into_windows(tmp_path: Path):
+    audio.save(tmp_path / "long.wav", clip(2.6), "FLOAT")
+    found = build_from_folder(tmp_path, ENCODER, "long", seconds=1.0)
+    samples = torch.from_numpy(audio.load(tmp_path / "long.wav").samples)
+    cut = torch.stack([samples[:, start : start + RATE] for start in (0, RATE, round(1.6 * RATE))])
+    expected = ENCODER.embed_media(Media(cut, ("a", "b", "c"), RATE)).flatten(0, 1).double()
+    assert found.frames == len(expected) and found.count == 1
+    torch.testing.assert_close(found.mean, expected.mean(dim=0), rtol=1e-6, atol=0)
+
+
+def test_every_bad_file_is_listed_with_its_reason_and_nothing_is_built(folder: Path):
+    (folder / "broken.wav").write_bytes(b"RIFFnothing")
+    audio.save(folder / "silent.wav", Audio(np.zeros((1, 2 * RATE), np.float32), RATE))
+    audio.save(folder / "short.wav", clip(0.2))
+    import soundfile
+
+    soundfile.write(folder / "nan.wav", np.array([0.5, np.nan] * RATE, np.float32), RATE, subtype="FLOAT")
+    with pytest.raises(AudioError) as caught:
+        build_from_folder(folder, ENCODER, "music")
+    message = str(caught.value)
+    assert "4 of 7 audio files" in message and "--skip_bad" in message
+    reasons = {"broken.wav": "cannot be read", "silent.wav": "silent", "short.wav": "too short", "nan.wav": "NaN"}
+    for name, reason in reasons.items():
+        assert any(name in line and reason in line for line in message.splitlines()), name
+
+    kept = build_from_folder(folder, ENCODER, "music", skip_bad=True)
+    assert kept.count == 3
+    assert len(kept.settings["skipped"]) == 4  # type: ignore[arg-type]
+
+
+def test_skipping_everything_is_still_an_error(tmp_path: Path):
+    audio.save(tmp_path / "silent.wav", Audio(np.zeros((1, 2 * RATE), np.float32), RATE))
+    with pytest.raises(AudioError, match="nothing is left"):
+        build_from_folder(tmp_path, ENCODER, "music", skip_bad=True)
+
+
+def test_names_and_clips_that_cannot_be_a_set_are_refused():
+    with pytest.raises(ConfigError, match="name 'a b'"):
+        build_from_media(media(2), ENCODER, "a b")
+    with pytest.raises(ConfigError, match="fewer than two frames in 0 clips"):
+        build_from_media([], ENCODER, "none")
+    with pytest.raises(ConfigError, match="1 names for 2 clips"):
+        build_from_media(media(2), ENCODER, "x", names=["only"])
