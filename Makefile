@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # torch and the others, by name only: looking for them takes no time, importing them takes seconds
-RUNTIME := torch numpy scipy safetensors diffusers transformers accelerate peft soundfile soxr pydantic tyro yaml rich matplotlib tensorboard
+RUNTIME := torch numpy scipy safetensors diffusers transformers tokenizers accelerate peft soundfile soxr pydantic tyro yaml rich matplotlib PIL tensorboard
 HAS_RUNTIME = $(BIN)/python -c "import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in '$(RUNTIME)'.split()))"
 
 # glibc's malloc gives freed blocks back at once and takes them again page by page: 19 % of a CPU run. It reads these
@@ -43,7 +43,6 @@ format:
 lint:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/lint-imports --no-cache
 
 # One tree of links as it is installed: `mypy -p dragon` would skip rewards/ and exemplars/ without a word.
 types:
