@@ -1,0 +1,171 @@
+"""The built-in small text-to-music model, its audio-text encoder and its judge, with their weights.
+
+Weights lie in `weights/` (made by recipes/mini, described in weights/README.md). Loading imports
+diffusers and transformers for the pipeline only; the encoders need torch alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dragon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dragon.mini.encoder import MiniAudioTextEncoder
+    from dragon.mini.judge import MiniJudge
+    from dragon.mini.pipeline import MiniPipeline
+    from dragon.mini.readers import MiniReaders
+
+    Module = TypeVar("Module", bound=nn.Module)
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def load_pipeline(folder: str | Path | None = None) -> MiniPipeline:
+    """The text-to-music pipeline of a folder; None: the shipped one."""
+    from dragon.mini.pipeline import MiniPipeline
+
+    where = _existing(Path(folder) if folder else WEIGHTS / "pipeline", "model_index.json", "a MiniPipeline")
+    pipeline = MiniPipeline.from_pretrained(str(where), torch_dtype="float32", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_encoder(folder: str | Path | None = None) -> MiniAudioTextEncoder:
+    """The audio-text encoder (rewards); None: the shipped one. In evaluation mode, without gradients."""
+    from dragon.mini.encoder import MiniAudioTextEncoder
+
+    return _load(MiniAudioTextEncoder, Path(folder) if folder else WEIGHTS / "encoder")
+
+
+def load_judge(folder: str | Path | None = None) -> MiniJudge:
+    """The judge (never a reward); None: the shipped one. In evaluation mode, without gradients."""
+    from dragon.mini.judge import MiniJudge
+
+    return _load(MiniJudge, Path(folder) if folder else WEIGHTS / "judge")
+
+
+def load_readers(folder: str | Path | None = None) -> MiniReaders:
+    """The attribute readers (measurement only); None: the shipped ones."""
+    from dragon.mini.readers import MiniReaders
+
+    return _load(MiniReaders, Path(folder) if folder else WEIGHTS / "readers")
+
+
+@lru_cache(maxsize=1)
+def vocabulary() -> tuple[str, ...]:
+    """The words the shipped model knows, sorted."""
+    return tuple((WEIGHTS / "vocabulary.txt").read_text(encoding="utf-8").split())
+
+
+def prompts(split: str) -> list[str]:
+    """The bundled prompts of a split: train, dev or test. No clip behind a dev or test prompt was trained on."""
+    path = WEIGHTS / f"prompts_{split}.txt"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem.removeprefix("prompts_") for p in WEIGHTS.glob("prompts_*.txt")))
+        raise ConfigError(f"built-in prompts {split!r} do not exist; there are: {known}")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def save_module(module: nn.Module, folder: Path) -> None:
+    """Writes config.json and model.safetensors (half precision) for `load_encoder` and its like."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(module.config, indent=1), encoding="utf-8")
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+
+
+def random_pipeline(seed: int = 0, width: int = 32, layers: int = 1) -> MiniPipeline:
+    """A tiny untrained pipeline with the shipped one's interface, for tests. No zero weights: every input matters."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from transformers import T5Config, T5EncoderModel
+
+    from dragon.mini.codec import MiniCodec
+    from dragon.mini.denoiser import MiniDenoiser
+    from dragon.mini.pipeline import MiniPipeline
+    from dragon.mini.words import Words
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        words = Words(vocabulary())
+        text = T5EncoderModel(text_config(len(words), width=16, layers=1)).eval()
+        assert isinstance(text.config, T5Config)
+        denoiser = MiniDenoiser(width=width, layers=layers, heads=2, text_width=16).eval()
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        codec = MiniCodec(coarse_width=16, coarse_layers=1, width=16, layers=1).eval()
+        basis, _ = torch.linalg.qr(torch.randn(codec.components.shape))
+        codec.fit(torch.full_like(codec.mean, -4.0), basis, torch.ones_like(codec.scale))
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    pipeline = MiniPipeline(words.tokenizer(), text, denoiser, codec, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def random_encoder(seed: int = 0) -> MiniAudioTextEncoder:
+    """A tiny untrained audio-text encoder, for tests."""
+    from dragon.mini.encoder import MiniAudioTextEncoder
+
+    return _random(MiniAudioTextEncoder, seed, width=8, features=16)
+
+
+def random_judge(seed: int = 0) -> MiniJudge:
+    """A tiny untrained judge, for tests."""
+    from dragon.mini.judge import MiniJudge
+
+    return _random(MiniJudge, seed, width=16, features=16)
+
+
+def text_config(words: int, width: int = 128, layers: int = 2) -> Any:
+    """The T5 configuration of the text encoder."""
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=words,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=3 * width,
+        num_layers=layers,
+        num_heads=4,
+        dropout_rate=0.0,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=0,
+        eos_token_id=2,
+    )
+
+
+def _existing(folder: Path, marker: str, what: str) -> Path:
+    if not (folder / marker).is_file():
+        raise ConfigError(f"{folder} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained")
+    return folder
+
+
+def _load(kind: type[Module], folder: Path) -> Module:
+    from safetensors.torch import load_file
+
+    _existing(folder, "model.safetensors", kind.__name__)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    module = kind(**config)
+    module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + json.dumps(config, sort_keys=True).encode())
+    module.fingerprint = digest.hexdigest()[:16]  # type: ignore[assignment]
+    return module.eval().requires_grad_(False)
+
+
+def _random(kind: type[Module], seed: int, **options: int) -> Module:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = kind(vocabulary(), **options)
+    module.fingerprint = f"random-{seed}"  # type: ignore[assignment]
+    return module.eval().requires_grad_(False)
