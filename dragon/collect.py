@@ -115,11 +115,14 @@ def collect(
 
 
 def draw_seeds(seed: int, side: str, prompts: int, samples: int) -> Seeds:
-    """(m, k) sample seeds of a side, below 2^62; they do not depend on how many prompts or samples there are."""
+    """(m, k) sample seeds of a side; a prompt's do not depend on how many prompts or samples there are.
+
+    Below 2^48: exact in any spreadsheet or JSON reader that holds numbers as float64.
+    """
     stream = {"base": 0, "tuned": 1}[side]
     drawn = [
         [
-            int(np.random.SeedSequence((seed, stream, i, j)).generate_state(1, np.uint64)[0] >> np.uint64(2))
+            int(np.random.SeedSequence((seed, stream, i, j)).generate_state(1, np.uint64)[0] >> np.uint64(16))
             for j in range(samples)
         ]
         for i in range(prompts)

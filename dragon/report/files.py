@@ -101,6 +101,7 @@ def write_evaluation(evaluation: Evaluated, folder: str | os.PathLike[str]) -> N
         if (samples / side).exists():
             shutil.rmtree(samples / side)
         lines += _write_clips(evaluation.sides[side], side, samples)
+    (samples / "samples.csv").unlink(missing_ok=True)  # it would name clips that are gone
     if lines:
         _write(samples / "samples.csv", _table(SAMPLE_COLUMNS, lines))
     # last: where evaluation.json is, everything it speaks of is there

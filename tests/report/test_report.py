@@ -104,6 +104,12 @@ class TestFiles:
         assert len(list((folder / "samples").glob("*/*.wav"))) == 4
         assert len(read_samples(folder)) == 4
 
+    def test_keeping_no_clips_leaves_no_stale_ones(self, folder):
+        write_evaluation(measured(TonePolicy(), keep=0), folder)
+        assert read_samples(folder) == []
+        assert list((folder / "samples").glob("*/*.wav")) == []
+        assert {path.name for path in write_report(folder)} == {"win_rates.png", "scores.png"}
+
     def test_media_without_a_rate_is_kept_as_arrays(self, tmp_path):
         found = measured(ToyPolicy(), {"loudness": replace(Loudness())})
         write_evaluation(found, tmp_path)
