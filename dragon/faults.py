@@ -52,6 +52,7 @@ class Faults:
         if left.shape != right.shape:
             self.add(method, f"{law}; shapes {tuple(left.shape)} and {tuple(right.shape)}")
             return
+        left, right = left.double(), right.double()  # masks and token numbers are compared, too
         size = float(torch.nan_to_num(left).abs().max()) if left.numel() else 0.0
         if not torch.allclose(left, right, rtol=RTOL, atol=RTOL * size, equal_nan=True):
             apart = float(torch.nan_to_num(left - right).abs().max())

@@ -188,6 +188,20 @@ class ShortCond(ToyPolicy):
         return Cond({name: tensor[:1] for name, tensor in super().encode(prompts).tensors.items()})
 
 
+class MaskedCond(ToyPolicy):
+    """A condition with a boolean mask, as text encoders give."""
+
+    def encode(self, prompts):
+        cond = super().encode(prompts)
+        return Cond({**cond.tensors, "mask": cond.tensors["weights"] > 0})
+
+
+class MaskOfTheBatch(ToyPolicy):
+    def encode(self, prompts):
+        cond = super().encode(prompts)
+        return Cond({**cond.tensors, "mask": torch.full((len(prompts), 1), len(prompts) > 1)})
+
+
 class LosesPrompts(ToyPolicy):
     def decode(self, generation):
         return replace(super().decode(generation), prompts=("",) * len(generation))
@@ -206,6 +220,7 @@ class TestPolicies:
             (Detached, "predict: expected that it lets gradients flow"),
             (WrongTarget, r"target: expected that it gives shape \(4, 2\) .like the latents., not \(4, 1\)"),
             (ShortCond, "encode: expected that it gives one row a prompt"),
+            (MaskOfTheBatch, r"encode: expected that it does not depend on the batch .'mask'."),
             (LosesPrompts, "decode: expected that it keeps the generation's prompts"),
         ],
     )
@@ -236,6 +251,9 @@ class TestPolicies:
 
         with pytest.warns(TrainsBadly, match=r"gives no gradient to \['spare'\] \(1 of 7 parameters\)"):
             check_policy(Spare(), TOY)
+
+    def test_conditions_may_hold_masks(self):
+        check_policy(MaskedCond(), TOY)
 
     def test_one_prompt_is_refused(self):
         with pytest.raises(PluginError, match="at least 2 different"):
