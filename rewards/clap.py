@@ -58,17 +58,18 @@ def unit_rows(table: Tensor, what: str) -> Tensor:
 class ClapScore:
     """Reward: cosine of a clip's embedding with its prompt's. In [-1, 1], higher is better.
 
-    encoder: name or object of a joint encoder. device: where a named encoder runs.
+    encoder: name or object of a joint encoder. device: where a named encoder runs. name: what reports call it.
     """
 
     abstains = False
 
-    def __init__(self, encoder: str | Encoder = "mini", *, device: str = "cpu") -> None:
+    def __init__(self, encoder: str | Encoder = "mini", *, device: str = "cpu", name: str = "clap_score") -> None:
+        self._name = name
         self.encoder = get_joint_encoder(encoder, device=device)
 
     @property
     def name(self) -> str:
-        return "clap_score"
+        return self._name
 
     def score(self, media: Media) -> Tensor:
         """(b,) float64. Raises NotFinite, AudioError as the encoder does."""

@@ -25,10 +25,7 @@ class RandomReward:
     """
 
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return "random"
+    name: str = "random"
 
     @property
     def abstains(self) -> bool:

@@ -105,13 +105,20 @@ class SongFrechet:
 
     exemplars: a set, the name of a shipped one, or the path of a set file. encoder: name or object; None: the one that
     the set names. An encoder other than the set's is refused. device: where a named encoder runs.
+    name: what reports call it, where one run has two of them.
     """
 
     abstains = False
 
     def __init__(
-        self, exemplars: str | ExemplarSet, encoder: str | Encoder | None = None, *, device: str = "cpu"
+        self,
+        exemplars: str | ExemplarSet,
+        encoder: str | Encoder | None = None,
+        *,
+        device: str = "cpu",
+        name: str = "song_frechet",
     ) -> None:
+        self._name = name
         self.exemplars = load(exemplars) if isinstance(exemplars, str) else exemplars
         self.encoder = get_encoder(self.exemplars.encoder if encoder is None else encoder, device=device)
         self.exemplars.check_encoder(self.encoder)
@@ -120,7 +127,7 @@ class SongFrechet:
 
     @property
     def name(self) -> str:
-        return "song_frechet"
+        return self._name
 
     def score(self, media: Media) -> Tensor:
         """(b,) float64.
@@ -132,7 +139,7 @@ class SongFrechet:
         if frames.shape[1] < _FEW_FRAMES and not self._warned:
             self._warned = True
             warnings.warn(
-                f"song_frechet: encoder {self.encoder.name!r} gives {frames.shape[1]} frames a clip; with fewer than "
+                f"{self.name}: encoder {self.encoder.name!r} gives {frames.shape[1]} frames a clip; with fewer than "
                 f"{_FEW_FRAMES} the distance is little more than that to the exemplars' mean. Use longer clips or "
                 "another encoder",
                 stacklevel=2,

@@ -6,6 +6,7 @@ in README.md beside this file.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ class FunctionReward:
         if not callable(function):
             raise PluginError(f"{function!r} is not a function; expected (audio, prompts, **columns) -> list of scores")
         self._function = function
-        self._name: str = name or getattr(function, "__name__", type(function).__name__)
+        self._name = name or str(getattr(function, "__name__", type(function).__name__))
         self._named, self._needed, self._takes_all = _columns_of(function, self._name)
 
     @property
@@ -92,7 +93,9 @@ class FunctionReward:
 def _columns_of(function: Callable[..., Scores], name: str) -> tuple[set[str], list[str], bool]:
     """(column names it takes, those without a default, whether it takes any)."""
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        # a partial that wears its function's name must still not ask for what it has bound
+        follow = not isinstance(function, functools.partial)
+        parameters = list(inspect.signature(function, follow_wrapped=follow).parameters.values())
     except ValueError:  # some compiled functions tell no signature
         return set(), [], True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]

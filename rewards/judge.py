@@ -19,12 +19,15 @@ class JudgeScore:
 
     abstains = False
 
-    def __init__(self, encoder: str | Encoder = "mini-judge", *, device: str = "cpu") -> None:
+    def __init__(
+        self, encoder: str | Encoder = "mini-judge", *, device: str = "cpu", name: str = "judge_score"
+    ) -> None:
+        self._name = name
         self.encoder = get_joint_encoder(encoder, device=device)
 
     @property
     def name(self) -> str:
-        return "judge_score"
+        return self._name
 
     def score(self, media: Media) -> Tensor:
         """(b,) float64. Raises NotFinite, AudioError as the encoder does."""

@@ -49,12 +49,7 @@ def tone(hz: float, rate: int, seconds: float = 5.12) -> Media:
 
 
 def all_encoders(request) -> list[Encoder]:
-    return [
-        request.getfixturevalue("codec"),
-        request.getfixturevalue("joint"),
-        request.getfixturevalue("judge"),
-        Spectral(),
-    ]
+    return [*(request.getfixturevalue(name) for name in ("codec", "joint", "judge")), Spectral()]
 
 
 def test_they_satisfy_the_protocol_and_give_the_stated_shapes(request):
@@ -194,7 +189,7 @@ def test_names_become_encoders():
     with pytest.raises(PluginError, match="spectral"):
         get_encoder("spectra")
     with pytest.raises(PluginError, match="is not an encoder"):
-        get_encoder(3)  # type: ignore[arg-type]
+        get_encoder(3)
     with pytest.raises(PluginError, match="embeds no text"):
         get_joint_encoder("spectral")
 
@@ -207,9 +202,7 @@ def test_a_tone_peaks_in_the_band_that_holds_it():
     mel_top = 2595 * math.log10(1 + 8000 / 700)
     for hz in (400.0, 1000.0, 3000.0):
         band = int(encoder.embed_media(tone(hz, 16_000)).mean(dim=1).argmax())
-        expected = (
-            2595 * math.log10(1 + hz / 700) / mel_top * 33 - 1
-        )  # centre of band i lies at (i + 1) / 33 of the top
+        expected = 2595 * math.log10(1 + hz / 700) / mel_top * 33 - 1  # centre of band i: (i + 1) / 33 of the top
         assert abs(band - expected) <= 0.75
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial, update_wrapper
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,7 +81,7 @@ def test_a_clip_that_is_not_finite_stops_before_the_function_sees_it():
         ([1.0, "loud", 2.0], r"returned 'loud' for clip 1 \(prompt 'b'\)"),
     ],
 )
-def test_a_result_of_the_wrong_form_is_named(result: object, message: str):
+def test_a_result_of_the_wrong_form_is_named(result: Any, message: str):
     with pytest.raises(PluginError, match=message):
         FunctionReward(lambda a, p: result, name="bad").score(media())
 
@@ -110,9 +112,18 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are():
     assert FunctionReward(with_default).score(media()).tolist() == [0, 0, 0]
 
 
+def test_an_option_bound_to_the_function_is_no_column():
+    def near(audio, prompts, target):
+        return [-abs(target - 3.0)] * len(audio)
+
+    for bound in (partial(near, target=5.0), update_wrapper(partial(near, target=5.0), near)):
+        reward = FunctionReward(bound, "near")
+        assert reward.score(media()).tolist() == [-2, -2, -2]
+
+
 def test_what_is_no_reward_function_is_refused_at_once():
     with pytest.raises(PluginError, match="is not a function"):
-        FunctionReward(3)  # type: ignore[arg-type]
+        FunctionReward(3)
     with pytest.raises(PluginError, match="takes 1 positional arguments"):
         FunctionReward(lambda audio: [])
 
