@@ -206,7 +206,7 @@ def _fitting(
                 fitting[key] = _converted(plugin, named[key], value)
             except ValidationError as error:
                 reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False)))
-                problems.append(Problem(key, f"{value!r} does not fit {named[key].annotation}: {reasons}"))
+                problems.append(Problem(key, f"{value!r} does not fit {_type_of(named[key])}: {reasons}"))
         elif takes_all:
             fitting[key] = value
         else:
@@ -236,6 +236,11 @@ def _converted(plugin: Callable[..., Any], parameter: inspect.Parameter, value: 
     except PydanticUserError:  # a class with its own checks, or one pydantic has no schema for
         return value
     return adapter.validate_python(value)
+
+
+def _type_of(parameter: inspect.Parameter) -> str:
+    hint = parameter.annotation
+    return hint if isinstance(hint, str) else inspect.formatannotation(hint)
 
 
 def _is_function(kind: str, plugin: object) -> bool:

@@ -65,6 +65,7 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     config, policy = _load(model, wanted.device)
     steps = wanted.steps or config.evaluation.steps
     guidance = config.evaluation.guidance if wanted.guidance < 0 else wanted.guidance
+    policy.encode(prompts)  # a prompt that the model refuses must not leave a folder behind
     asked = [(prompt, wanted.seed + j) for prompt in prompts for j in range(wanted.samples_per_prompt)]
     folder.mkdir(parents=True, exist_ok=True)
     with (
