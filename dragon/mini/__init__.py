@@ -29,10 +29,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def load_pipeline(folder: str | Path | None = None) -> MiniPipeline:
     """The text-to-music pipeline of a folder; None: the shipped one."""
+    import torch
+
     from dragon.mini.pipeline import MiniPipeline
 
     where = _existing(Path(folder) if folder else WEIGHTS / "pipeline", "model_index.json", "a MiniPipeline")
-    pipeline = MiniPipeline.from_pretrained(str(where), torch_dtype="float32", local_files_only=True)
+    pipeline = MiniPipeline.from_pretrained(str(where), local_files_only=True)
+    pipeline.to(torch.float32)  # stored in half precision, computed in single
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
