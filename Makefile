@@ -49,7 +49,7 @@ types:
 	rm -rf build/types && mkdir -p build/types/dragon
 	ln -s $(CURDIR)/dragon/* $(CURDIR)/rewards $(CURDIR)/exemplars build/types/dragon/
 	ln -s $(CURDIR)/tests build/types/tests
-	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml dragon tests
+	cd build/types && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache dragon tests
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

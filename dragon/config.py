@@ -186,9 +186,10 @@ def from_dict(values: Mapping[str, object], checks: Sequence[Check] = (), source
         values = {**values, "resume_from_checkpoint": "true" if values["resume_from_checkpoint"] else ""}
     config, problems = parse(TrainConfig, values)
     broken = [problem.path for problem in problems]
-    for check in (range_problems, *checks) if config is not None else ():
-        # what a key that could not be read leaves behind is its default: nothing to complain of
-        problems += [p for p in check(config) if not any(related(p.path, other) for other in broken)]
+    if config is not None:
+        for check in (range_problems, *checks):
+            # what a key that could not be read leaves behind is its default: nothing to complain of
+            problems += [p for p in check(config) if not any(related(p.path, other) for other in broken)]
     if problems or config is None:
         lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems)
         raise ConfigError(f"{source} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
