@@ -27,9 +27,9 @@ LORA_TARGETS = ("to_qkv", "to_out", "cross_q", "cross_kv", "cross_out", "ff_in",
 class MiniPolicy(DiffusionPolicy):
     """A `MiniPipeline` with LoRA on its denoiser, or with all of the denoiser's weights trained.
 
-    folder: of a saved pipeline; None: the one shipped with the package; a loaded pipeline is taken over as it is,
-    and its denoiser changed. tuning, rank, alpha, targets, adapter_seed: see `LoraTuning` (empty targets: the list
-    above) and `FullTuning`. sampler, precision: of roll-outs. shift: of the roll-outs' flow times.
+    folder: of a saved pipeline; None: the one shipped with the package; a loaded pipeline is taken over (moved to
+    the device in float32, its denoiser changed). tuning, rank, alpha, targets, adapter_seed: see `LoraTuning`
+    (empty targets: the list above) and `FullTuning`. sampler, precision: of roll-outs. shift: of their flow times.
     t_min, t_max: range of the flow times that training draws, inside the density it was pre-trained with.
 
     Raises:
@@ -75,7 +75,7 @@ class _MiniBackbone:
     def __init__(
         self, pipeline: MiniPipeline, device: torch.device, shift: float, t_range: tuple[float, float]
     ) -> None:
-        pipeline.to(device)
+        pipeline.to(device, torch.float32)
         for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
             freeze(part)
         self._pipeline, self._shift, self._t_range = pipeline, shift, t_range
@@ -85,7 +85,7 @@ class _MiniBackbone:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        return (80, 64)
+        return self._pipeline.latent_shape()
 
     def encode_prompt(self, prompt: str) -> Cond:
         text, mask = self._pipeline.encode_prompt([prompt])

@@ -194,7 +194,7 @@ def test_wrong_requests_are_refused(policy):
     with pytest.raises(ConfigError, match="t_min"):
         ToyPolicy(t_min=0.9, t_max=0.5)
     with pytest.raises(ConfigError, match="sampler is 'ddpm'"):
-        ToyPolicy(sampler="ddpm")  # type: ignore[arg-type]
+        ToyPolicy(sampler="ddpm")
     with pytest.raises(ConfigError, match="components"):
         ToyPolicy(components={"a": [(0.0, 0.0, -1.0, 1.0)]})
     with pytest.raises(ConfigError, match="device is 'cuda:99'"):
