@@ -42,7 +42,9 @@ def load_prompts(source: str) -> PromptSet:
     path = Path(source)
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
-        raise ConfigError(f"prompts {source!r}: expected a .txt, .csv or .jsonl file, or mini:train, mini:dev, mini:test")
+        raise ConfigError(
+            f"prompts {source!r}: expected a .txt, .csv or .jsonl file, or mini:train, mini:dev, mini:test"
+        )
     if not path.is_file():
         raise ConfigError(f"prompts {source!r}: no such file (looked for {path.resolve()})")
     try:
@@ -89,7 +91,9 @@ def _read_csv(path: Path) -> Rows:
         for row in reader:
             if None in row or None in row.values():
                 width = len(reader.fieldnames or [])
-                raise ConfigError(f"prompts {str(path)!r}, line {reader.line_num}: expected {width} columns, as in line 1")
+                raise ConfigError(
+                    f"prompts {str(path)!r}, line {reader.line_num}: expected {width} columns, as in line 1"
+                )
             rows.append((reader.line_num, dict(row)))
     return rows
 
@@ -104,7 +108,9 @@ def _read_jsonl(path: Path) -> Rows:
         except json.JSONDecodeError as error:
             raise ConfigError(f"prompts {str(path)!r}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ConfigError(f"prompts {str(path)!r}, line {number}: expected an object with the key prompt, got {line}")
+            raise ConfigError(
+                f"prompts {str(path)!r}, line {number}: expected an object with the key prompt, got {line}"
+            )
         _need_prompt(path, list(row))
         if rows and row.keys() != rows[0][1].keys():
             differing = ", ".join(sorted(row.keys() ^ rows[0][1].keys()))

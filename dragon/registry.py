@@ -31,7 +31,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "clap_score": "dragon.rewards.clap:ClapScore",
         "song_frechet": "dragon.rewards.frechet:SongFrechet",
         "judge_score": "dragon.rewards.judge:JudgeScore",
-        "random": "dragon.rewards.random:RandomReward",
+        "random": "dragon.rewards.control:RandomReward",
     },
     "encoder": {
         "mini": "dragon.encoders.mini:MiniEncoder",

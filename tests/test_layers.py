@@ -122,7 +122,7 @@ def test_no_import_cycles(graph) -> None:
 def test_no_module_is_named_after_another_package(root: Path) -> None:
     """Such a file beside a script would shadow the package; inside dragon it confuses readers and tools."""
     taken = set(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "diffusers", "transformers", "peft", "yaml"}
-    allowed = {"statistics", "random"}  # only reachable as dragon.statistics; nothing in dragon/ is on the path itself
+    allowed = {"statistics"}  # only reachable as dragon.statistics; nothing in dragon/ is on the path itself
     stems = {file.stem for _, file in sources(root)} - {"__init__", "__main__"}
     assert not (stems & taken) - allowed
     assert not stems & {"utils", "helpers", "util", "helper", "common", "misc"}

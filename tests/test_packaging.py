@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -115,12 +116,14 @@ def test_every_public_name_loads(root: Path) -> None:
 
 @pytest.mark.slow
 def test_the_wheel_holds_all_modules_and_data_and_works_alone(tmp_path: Path, root: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)],
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
+    source = tmp_path / "source"  # a copy: setuptools would leave, and next time pack, a build/lib in the checkout
+    for name in ("dragon", "rewards", "exemplars"):
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q"]
+    done = subprocess.run([*command, "-w", str(tmp_path), str(source)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("dragon_media-*.whl")
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
