@@ -252,7 +252,7 @@ def test_a_score_that_is_not_finite_stops_with_reward_prompt_and_seed(value: flo
     [
         (Reward(lambda p, m: p[:, 0] * torch.nan, "mute", True), "reward 'mute' abstained on every sample"),
         (Reward(lambda p, m: p[:, 0] * 0, "flat"), "equal scores"),
-        (Reward(lambda p, m: p[:, 0].masked_fill(torch.arange(len(p)) % 3 > 0, torch.nan), "shy", True), "no prompt has"),
+        (Reward(lambda p, m: p[:, 0].masked_fill(torch.arange(len(p)) % 3 > 0, torch.nan), "shy", True), "no prompt"),
     ],
 )  # fmt: skip
 def test_a_step_with_nothing_to_learn_is_said_and_skipped(reward: Reward, reason: str) -> None:

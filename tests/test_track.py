@@ -1,0 +1,221 @@
+"""Trackers: every step once, in a form that other programs read; the clips can be heard and seen."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import wave
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dragon.errors import ConfigError
+from dragon.media import Media
+from dragon.track import JsonLines, ProgressLine, TensorBoard, progress_text, record, tracking
+from dragon.trainer import StepReport
+
+RATE = 8000
+
+
+def report(step: int = 1, *, media: Media | None = None, **changes: Any) -> StepReport:
+    """Two prompts, two samples each; sample 2 is best, sample 1 worst, sample 3 was not scored."""
+    seconds = torch.arange(2048) / RATE
+    tones = torch.stack([torch.sin(2 * math.pi * hz * seconds) for hz in (500, 1000, 2000, 3000)])
+    media = media or Media(0.5 * tones[:, None].repeat(1, 2, 1), ("a", "a", "b", "b"), RATE)
+    values: dict[str, Any] = {
+        "step": step, "rewards": {"clap": 0.5, "fad": -60.0}, "reward": 1.0, "gap": 0.25, "loss": 0.7,
+        "implicit_accuracy": 0.75, "gain_positive": 0.1, "gain_negative": -0.1, "z0": math.nan, "beta": None,
+        "beta_gain_median": math.nan, "grad_norm": 2.0, "learning_rate": 1e-4, "pairs": 2, "ties_dropped": 1,
+        "seconds": {"rollout": 2.0, "decode": 0.5, "score": 0.5, "search": 0.0, "train": 3.0},
+        "reward_seconds": {"clap": 0.2, "fad": 0.3}, "skipped": "", "media": media, "seeds": (11, 12, 13, 14),
+        "scores": torch.tensor([[0.5, 0.1], [0.9, math.nan]], dtype=torch.float64),
+    }  # fmt: skip
+    return StepReport(**{**values, **changes})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_log_has_the_contracts_fields_and_strict_json(tmp_path: Path) -> None:
+    log = JsonLines(tmp_path / "run" / "log.jsonl")
+    log.log(report())
+    (line,) = lines(tmp_path / "run" / "log.jsonl")  # on disk before it is closed
+    log.close()
+    fields = {"step", "reward", "gap", "loss", "implicit_accuracy", "beta_gain_median", "grad_norm", "seconds"}
+    assert fields <= line.keys()
+    assert line["rewards"] == {"clap": 0.5, "fad": -60.0} and line["step"] == 1
+    assert list(line["seconds"]) == ["rollout", "decode", "score", "search", "train"]
+    assert line["beta_gain_median"] is None and line["z0"] is None and line["beta"] is None
+
+
+def test_every_number_of_the_report_is_logged() -> None:
+    left_out = {"media", "seeds", "scores"}
+    assert record(report()).keys() == set(StepReport.__dataclass_fields__) - left_out
+
+
+def test_a_resumed_log_has_every_step_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    first = JsonLines(path)
+    for step in (1, 2, 3, 4):
+        first.log(report(step))
+    first.close()
+    with path.open("a") as file:
+        file.write('{"step": 5, "rew')  # the machine went down here
+    resumed = JsonLines(path, after=2)
+    for step in (3, 4):
+        resumed.log(report(step, loss=0.1))
+    resumed.close()
+    assert [(line["step"], line["loss"]) for line in lines(path)] == [(1, 0.7), (2, 0.7), (3, 0.1), (4, 0.1)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_run_does_not_keep_another_runs_lines(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\nnot json\n')
+    JsonLines(tmp_path / "log.jsonl").close()
+    assert lines(tmp_path / "log.jsonl") == []
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder), size_guidance={"audio": 0, "images": 0, "scalars": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def test_tensorboard_holds_scalars_and_clips_that_can_be_heard(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, clips_every=2)
+    for step in (1, 2, 3):
+        board.log(report(step))
+    board.close()
+    found = events(tmp_path)
+    assert [s.step for s in found.Scalars("loss")] == [1, 2, 3]
+    assert found.Scalars("rewards/fad")[0].value == -60.0 and found.Scalars("seconds/train")[0].value == 3.0
+    assert "z0" not in found.Tags()["scalars"]  # NaN: not drawn
+    clips = found.Audio("clips/best")
+    assert [clip.step for clip in clips] == [1, 2]
+    for name, hz in (("best", 2000), ("worst", 1000)):  # rows 2 and 1; the row that was not scored is neither
+        clip = found.Audio(f"clips/{name}")[0]
+        with wave.open(io.BytesIO(clip.encoded_audio_string)) as file:
+            assert file.getframerate() == clip.sample_rate == RATE and file.getnframes() == 2048
+            sound = torch.frombuffer(bytearray(file.readframes(2048)), dtype=torch.int16).double()
+        loudest = torch.fft.rfft(sound).abs().argmax() * RATE / 2048
+        assert float(loudest) == pytest.approx(hz, abs=RATE / 2048)
+        assert float(sound.abs().max()) == pytest.approx(0.5 * 32767, rel=0.01)
+
+
+def test_tensorboard_spectrogram_shows_the_tone(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    board = TensorBoard(tmp_path)
+    board.log(report())
+    board.close()
+    image = events(tmp_path).Images("spectrograms/best")[0]
+    picture = np.array(Image.open(io.BytesIO(image.encoded_image_string)).convert("L"), dtype=float)
+    assert picture.shape == (image.height, image.width) and picture.shape[1] > 100
+    middle = picture[:, picture.shape[1] // 2 - 20 : picture.shape[1] // 2 + 20].mean(1)
+    inside = middle[10 : int(len(middle) * 0.7)]
+    assert inside.max() - np.median(inside) > 50  # one bright line on dark ground
+
+
+def test_tensorboard_shows_images_as_images(tmp_path: Path) -> None:
+    tensor = torch.linspace(-1, 1, 4)[:, None, None, None].expand(4, 3, 6, 5)
+    board = TensorBoard(tmp_path)
+    board.log(report(media=Media(tensor, ("a", "a", "b", "b"))))
+    board.close()
+    found = events(tmp_path)
+    image = found.Images("clips/best")[0]
+    assert (image.height, image.width) == (6, 5) and not found.Tags()["audio"]
+
+
+def test_a_step_without_any_score_has_no_clips(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    board.log(report(scores=torch.full((2, 2), math.nan, dtype=torch.float64)))
+    board.close()
+    assert not events(tmp_path).Tags()["audio"]
+    with pytest.raises(ConfigError, match="clips_every is 0"):
+        TensorBoard(tmp_path, clips_every=0)
+
+
+def test_a_resumed_tensorboard_hides_the_abandoned_steps(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path)
+    for step in (1, 2, 3):
+        board.log(report(step))
+    board.close()
+    resumed = TensorBoard(tmp_path, after=1)
+    resumed.log(report(2, loss=0.1))
+    resumed.close()
+    scalars = [(s.step, round(s.value, 3)) for s in events(tmp_path).Scalars("loss")]
+    assert scalars == [(1, 0.7), (2, 0.1)]
+
+
+def test_progress_is_one_plain_line_a_step_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    progress = ProgressLine(4, stream=stream)
+    for step in (1, 2):
+        progress.log(report(step))
+    progress.close()
+    first, second = stream.getvalue().splitlines()
+    assert first.startswith("step 1/4  clap 0.5  fad -60  gap 0.25  accuracy 0.75")
+    assert "rollout 2.0s" in first and "train 3.0s" in first and first.endswith("left 0:18")  # 3 steps of 6 s
+    assert second.startswith("step 2/4") and second.endswith("left 0:12")
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_progress_moves_in_place_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    stream = Terminal()
+    progress = ProgressLine(4, stream=stream)
+    progress.log(report(1, rewards={"[red]": 1.0}))
+    progress.close()
+    assert "step 1/4  [red] 1" in stream.getvalue() and "\x1b" in stream.getvalue()
+
+
+def test_a_skipped_step_says_why() -> None:
+    text = progress_text(report(skipped="reward 'x' abstained on every sample"), 4, 61.0)
+    assert "no update: reward 'x' abstained on every sample" in text and "accuracy" not in text
+    assert text.endswith("left 1:01")
+
+
+def test_trackers_are_closed_whatever_happens(tmp_path: Path) -> None:
+    class Noted:
+        def __init__(self) -> None:
+            self.steps: list[int] = []
+            self.closed = False
+
+        def log(self, report: StepReport) -> None:
+            self.steps.append(report.step)
+
+        def close(self) -> None:
+            self.closed = True
+
+    trackers = [Noted(), Noted()]
+    with pytest.raises(KeyboardInterrupt), tracking(trackers) as tracker:
+        tracker.log(replace(report(), step=7))
+        raise KeyboardInterrupt
+    assert all(t.closed and t.steps == [7] for t in trackers)
+
+
+def test_importing_it_loads_neither_tensorboard_nor_matplotlib() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, dragon.track; print([m for m in ('tensorboard', 'matplotlib', 'rich', 'PIL') if m in sys.modules])"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
