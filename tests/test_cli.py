@@ -324,3 +324,45 @@ def test_python_m_dragon_is_the_same_program(root: Path, folder: Path) -> None:
     assert done.returncode == 0 and "best_worst" in done.stdout
     done = subprocess.run([*command[:3], "nothing"], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A saved pipeline of the built-in kind, tiny and untrained."""
+    from dragon.mini import random_pipeline
+
+    place = tmp_path_factory.mktemp("pipeline")
+    random_pipeline(seed=0, width=32, layers=1).save_pretrained(place)
+    return place
+
+
+def test_a_text_to_music_run_leaves_audio_to_hear_and_an_adapter_in_peft_format(
+    folder: Path, capsys, pipeline: Path
+) -> None:
+    (folder / "loud.py").write_text(
+        "def loud(audio, prompts):\n    return [float((a.samples**2).mean()) for a in audio]\n"
+    )
+    (folder / "music.yaml").write_text(
+        f"""
+output_dir: music
+prompts: train.txt
+eval_prompts: test.txt
+policy: {{name: mini, options: {{folder: "{pipeline}"}}}}
+tuning: {{rank: 2}}
+rewards: [{{name: "loud.py:loud"}}]
+evaluation: {{prompts: 2, samples_per_prompt: 1, steps: 2, keep_samples: 2}}
+rollout: {{prompts_per_step: 2, steps: 2}}
+num_generations: 2
+max_steps: 2
+"""
+    )
+    status, out, err = dragon(capsys, "train", "music.yaml")
+    assert status == 0, err
+    run = folder / "music"
+    assert "listen:  music/listen.html" in out and "<audio" in (run / "listen.html").read_text()
+    assert {p.name for p in (run / "final").iterdir()} >= {"adapter_model.safetensors", "adapter_config.json"}
+    for side in ("base", "tuned"):
+        assert len(list((run / "samples" / side).glob("*.wav"))) == 2
+    assert len(list((run / "pictures").glob("*.png"))) >= 3
+    status, out, err = dragon(capsys, "sample", "music", "--prompt", "slow piano", "--output_dir", "heard")
+    assert status == 0 and (folder / "heard" / "0000.wav").stat().st_size > 10_000, err
