@@ -75,9 +75,9 @@ class _MiniBackbone:
     def __init__(
         self, pipeline: MiniPipeline, device: torch.device, shift: float, t_range: tuple[float, float]
     ) -> None:
-        pipeline.to(device, torch.float32)
+        pipeline.to(device)
         for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
-            freeze(part)
+            freeze(part.float())
         self._pipeline, self._shift, self._t_range = pipeline, shift, t_range
         self.device = device
         self.rate: int | None = pipeline.codec.rate

@@ -214,3 +214,12 @@ def test_wrong_settings_are_refused(folder):
         lora(folder, t_min=1.0, t_max=0.0)
     with pytest.raises(ConfigError, match="precision is 'float16'"):
         lora(folder, precision="float16")
+
+
+def test_a_pipeline_in_half_precision_is_computed_in_single(folder):
+    pipeline = load_pipeline(folder)
+    for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
+        part.half()
+    policy = MiniPolicy(pipeline)
+    assert {p.dtype for p in pipeline.denoiser.parameters()} == {torch.float32}
+    assert sample(policy).dtype == torch.float32
