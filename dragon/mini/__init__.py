@@ -148,7 +148,9 @@ def text_config(words: int, width: int = 128, layers: int = 2) -> Any:
 
 def _existing(folder: Path, marker: str, what: str) -> Path:
     if not (folder / marker).is_file():
-        raise ConfigError(f"{folder} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained")
+        raise ConfigError(
+            f"{folder} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained"
+        )
     return folder
 
 

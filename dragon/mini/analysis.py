@@ -25,6 +25,11 @@ BANDS = len(_LOW_KEYS) + _HIGH_BANDS
 class Bands(nn.Module):
     """(b, n) waveform at 16 kHz -> (b, n // 256, 88) log magnitudes, natural log, floor 1e-3."""
 
+    low: Tensor
+    high: Tensor
+    low_window: Tensor
+    high_window: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         low = [440.0 * 2.0 ** ((key - 69) / 12.0) for key in (_LOW_KEYS[0] - 1, *_LOW_KEYS, _LOW_KEYS[-1] + 1)]
@@ -45,7 +50,9 @@ class Bands(nn.Module):
 
 
 def _magnitude(waveform: Tensor, n_fft: int, window: Tensor) -> Tensor:
-    spectrum = torch.stft(waveform, n_fft, HOP, window.shape[0], window, center=True, pad_mode="reflect", return_complex=True)
+    spectrum = torch.stft(
+        waveform, n_fft, HOP, window.shape[0], window, center=True, pad_mode="reflect", return_complex=True
+    )
     return spectrum.abs() * (2.0 / window.sum())  # a full-scale sine reads 1 whatever the window
 
 
@@ -65,5 +72,3 @@ def fit_length(waveform: Tensor, samples: int = SAMPLES) -> Tensor:
     """(b, samples): longer clips lose their end, shorter ones are padded with silence."""
     missing = samples - waveform.shape[-1]
     return nn.functional.pad(waveform, (0, missing)) if missing > 0 else waveform[..., :samples]
-
-

@@ -31,7 +31,7 @@ class MiniDenoiser(ModelMixin, ConfigMixin):
         patch: int = 2,
     ) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.head_width = patch, width // heads
         self.proj_in = nn.Linear(channels * patch, width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.text = nn.Sequential(nn.Linear(text_width, width), nn.SiLU(), nn.Linear(width, width))
@@ -51,7 +51,7 @@ class MiniDenoiser(ModelMixin, ConfigMixin):
         pooled = (text * weight).sum(1) / weight.sum(1).clamp_min(1.0)
         global_cond = F.silu(self.time(_time_features(time)) + self.text(pooled))
         modulation = self.modulation(global_cond).view(b, 6, -1)
-        rotary = _rotary(h.shape[1], self.blocks[0].head_width, h.device)
+        rotary = _rotary(h.shape[1], self.head_width, h.device)
         keys = mask[:, None, None, :]
         for block in self.blocks:
             h = block(h, modulation, text, keys, rotary)
@@ -87,7 +87,9 @@ class _Block(nn.Module):
         x = F.scaled_dot_product_attention(_rotate(q, rotary), _rotate(k, rotary), self._split(v))
         h = h + (1 + gate1) * self.to_out(self._join(x))
         k, v = self.cross_kv(text).chunk(2, dim=-1)
-        x = F.scaled_dot_product_attention(self._split(self.cross_q(self.norm2(h))), self._split(k), self._split(v), keys)
+        x = F.scaled_dot_product_attention(
+            self._split(self.cross_q(self.norm2(h))), self._split(k), self._split(v), keys
+        )
         h = h + self.cross_out(self._join(x))
         x = self.norm3(h) * (1 + scale2) + shift2
         value, gate = self.ff_in(x).chunk(2, dim=-1)

@@ -41,7 +41,9 @@ class MiniAudioTextEncoder(nn.Module):
         )
         self.to_frames = nn.Linear(wide * (BANDS // 16), features)
         self.position = nn.Parameter(0.02 * torch.randn(40, features))
-        self.mixer = nn.TransformerEncoderLayer(features, 4, 3 * features, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.mixer = nn.TransformerEncoderLayer(
+            features, 4, 3 * features, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.pool = AttentionPool(features)
         self.project = nn.Linear(3 * features, features)
         self.text = TextTower(len(self.words), features)
@@ -79,7 +81,9 @@ class TextTower(nn.Module):
     def __init__(self, words: int, features: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(words, features, padding_idx=0)
-        self.mixer = nn.TransformerEncoderLayer(features, 4, 2 * features, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.mixer = nn.TransformerEncoderLayer(
+            features, 4, 2 * features, 0.0, "gelu", batch_first=True, norm_first=True
+        )
         self.project = nn.Linear(features, features)
 
     def forward(self, ids: Tensor) -> Tensor:

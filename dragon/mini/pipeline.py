@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import AudioPipelineOutput
@@ -19,6 +20,7 @@ from torch import Generator, Tensor
 from dragon.errors import ConfigError
 from dragon.mini.codec import MiniCodec
 from dragon.mini.denoiser import MiniDenoiser
+from dragon.mini.words import split
 
 FRAMES = 80
 
@@ -53,10 +55,19 @@ class MiniPipeline(DiffusionPipeline):
     def encode_prompt(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> word features (b, 48, f) and which of them count (b, 48) bool; "" is the unconditional prompt."""
         tokens = self.tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=self.tokenizer.model_max_length, return_tensors="pt"
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
         )
         ids, mask = tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
         return self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state, mask.bool()
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the model has never seen; they change nothing in the music."""
+        known = self.tokenizer.get_vocab()
+        return [word for word in split(prompt) if word not in known]
 
     @torch.no_grad()
     def __call__(
@@ -77,15 +88,21 @@ class MiniPipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if output_type not in ("np", "pt", "latent"):
             raise ConfigError(f"output_type {output_type!r}; expected 'np', 'pt' or 'latent'")
-        x = latents if latents is not None else randn_tensor(
-            (len(prompts), *self.latent_shape()), generator=generator, device=self.device, dtype=self.denoiser.dtype
+        x = (
+            latents
+            if latents is not None
+            else randn_tensor(
+                (len(prompts), *self.latent_shape()), generator=generator, device=self.device, dtype=self.denoiser.dtype
+            )
         )
         text, mask = self.encode_prompt(prompts)
         if guidance_scale != 1.0:
             empty_text, empty_mask = self.encode_prompt([""])
             text = torch.cat([text, empty_text.expand_as(text)])
             mask = torch.cat([mask, empty_mask.expand_as(mask)])
-        self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+        self.scheduler.set_timesteps(
+            sigmas=np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps), device=self.device
+        )
         for timestep in self.progress_bar(self.scheduler.timesteps):
             time = (timestep / self.scheduler.config.num_train_timesteps).expand(len(text))
             velocity = self.denoiser(torch.cat([x, x]) if len(text) > len(x) else x, time, text, mask)

@@ -39,7 +39,10 @@ class MiniReaders(nn.Module):
         size = 2 * width + 3 * BANDS + 4 * _LAGS + 24
         self.norm = nn.BatchNorm1d(size)
         self.heads = nn.ModuleDict(
-            {k: nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, len(v))) for k, v in self.attributes.items()}
+            {
+                k: nn.Sequential(nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, len(v)))
+                for k, v in self.attributes.items()
+            }
         )
 
     def forward(self, bands: Tensor) -> dict[str, Tensor]:

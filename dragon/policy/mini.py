@@ -6,6 +6,7 @@ Knows the pipeline's parts and their shapes; sampling, LoRA and the reference ar
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -88,6 +89,13 @@ class _MiniBackbone:
         return self._pipeline.latent_shape()
 
     def encode_prompt(self, prompt: str) -> Cond:
+        unknown = self._pipeline.unknown_words(prompt)
+        if unknown:
+            warnings.warn(
+                f"the model does not know {', '.join(map(repr, unknown))} in prompt {prompt!r}; such words change "
+                "nothing (its words are listed in dragon/mini/weights/vocabulary.txt)",
+                stacklevel=2,
+            )
         text, mask = self._pipeline.encode_prompt([prompt])
         return Cond({"text": text, "mask": mask})
 

@@ -31,7 +31,11 @@ def pipeline(work: Path, denoiser: Path, codec: Path) -> MiniPipeline:
             parameter.data.copy_(state["average"][name])
     scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
     return MiniPipeline(
-        model.words.tokenizer(), model.text.eval(), model.denoiser.eval(), MiniCodec.from_pretrained(codec).eval(), scheduler
+        model.words.tokenizer(),
+        model.text.eval(),
+        model.denoiser.eval(),
+        MiniCodec.from_pretrained(codec).eval(),
+        scheduler,
     )
 
 
@@ -52,7 +56,11 @@ if __name__ == "__main__":
     parser.add_argument("--codec", type=Path, help="a codec folder; default: the finished one")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    made = pipeline(options.work, options.denoiser or options.work / "denoiser_trained.pt", options.codec or options.work / "codec_trained")
+    made = pipeline(
+        options.work,
+        options.denoiser or options.work / "denoiser_trained.pt",
+        options.codec or options.work / "codec_trained",
+    )
     made.to(torch.float16).save_pretrained(options.out / "pipeline")
     for part in ("encoder", "judge", "readers"):
         if (options.work / part).exists():

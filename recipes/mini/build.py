@@ -34,7 +34,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[bytes]:
 
 def finish(*stages: subprocess.Popen[bytes]) -> None:
     """Waits for all stages; ends the build if one failed."""
-    failed = [" ".join(map(str, stage.args)) for stage in stages if stage.wait()]  # type: ignore[union-attr, arg-type]
+    failed = [" ".join(map(str, stage.args)) for stage in stages if stage.wait()]
     if failed:
         sys.exit("failed, mend it and run build.py again: " + "; ".join(failed))
 
@@ -43,7 +43,9 @@ def build(work: Path, denoiser_minutes: float) -> None:
     """All stages, two at a time."""
     for font in (FLUID, MUSESCORE):
         if not Path(font).exists():
-            sys.exit(f"{font} is missing; install Debian's fluidr3mono-gm-soundfont and musescore-general-soundfont-small")
+            sys.exit(
+                f"{font} is missing; install Debian's fluidr3mono-gm-soundfont and musescore-general-soundfont-small"
+            )
     where = ("--work", str(work))
     for script in ("data.py", "features.py"):
         finish(*(start(script, *where, "--part", str(part), "--parts", "2") for part in range(2)))
@@ -57,7 +59,7 @@ def build(work: Path, denoiser_minutes: float) -> None:
     finish(start("assemble.py", *where))
     finish(start("exemplars.py", *where))
     finish(start("quality.py", *where))
-    finish(start("card.py"))
+    finish(start("card.py", *where))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,12 @@ def train(work: Path, minutes: float, batch: int = 8, tokens: int = 24, peak: fl
         codec.load_state_dict(state["codec"])
         optimiser.load_state_dict(state["optimiser"])
         average.values, spent, step, shown = state["average"], state["spent"], state["step"], state["loss"]
-    rng, loss_of, budget, saved = np.random.default_rng(1000 + step), SpectralLoss(), Budget(minutes, spent), time.time()
+    rng, loss_of, budget, saved = (
+        np.random.default_rng(1000 + step),
+        SpectralLoss(),
+        Budget(minutes, spent),
+        time.time(),
+    )
     while budget.fraction < 1.0:
         for group in optimiser.param_groups:
             group["lr"] = budget.rate(peak, step)

@@ -77,7 +77,9 @@ class Style:
     drums: tuple[tuple[float, int, int], ...]
 
 
-def _every(step: float, beats: float, what: str, velocity: int, length: float | None = None, offset: float = 0.0):
+def _every(
+    step: float, beats: float, what: str, velocity: int, length: float | None = None, offset: float = 0.0
+) -> tuple[tuple[float, float, str, int], ...]:
     count = int(round((beats - offset) / step))
     return tuple((offset + i * step, length or step, what, velocity) for i in range(count))
 
@@ -99,12 +101,28 @@ STYLES: dict[str, Style] = {
             Part(32, 36, ((0, 0.9, "R", 96), (1, 0.9, "1", 88), (2, 0.9, "F", 94), (3, 0.9, "1", 88))),
             Part(4, 48, ((0.66, 0.3, "C", 74), (2.66, 0.3, "C", 78))),
         ),
-        ((0, RIDE, 88), (1, RIDE, 92), (1.66, RIDE, 70), (2, RIDE, 88), (3, RIDE, 92), (3.66, RIDE, 70), (1, HAT, 70), (3, HAT, 70)),
+        (
+            (0, RIDE, 88),
+            (1, RIDE, 92),
+            (1.66, RIDE, 70),
+            (2, RIDE, 88),
+            (3, RIDE, 92),
+            (3.66, RIDE, 70),
+            (1, HAT, 70),
+            (3, HAT, 70),
+        ),
     ),
     "rock": Style(
         4,
         (Part(30, 40, _every(0.5, 4, "P", 92, 0.45)), Part(34, 28, _every(0.5, 4, "R", 98, 0.45))),
-        ((0, KICK, 112), (1, SNARE, 112), (2, KICK, 110), (2.5, KICK, 100), (3, SNARE, 112), *((i * 0.5, HAT, 80) for i in range(8))),
+        (
+            (0, KICK, 112),
+            (1, SNARE, 112),
+            (2, KICK, 110),
+            (2.5, KICK, 100),
+            (3, SNARE, 112),
+            *((i * 0.5, HAT, 80) for i in range(8)),
+        ),
     ),
     "disco": Style(
         4,
@@ -113,7 +131,12 @@ STYLES: dict[str, Style] = {
             Part(48, 60, ((0, 4, "C", 66),)),
             Part(62, 60, _every(1, 4, "C", 76, 0.3, 0.5)),
         ),
-        (*((i * 1.0, KICK, 115) for i in range(4)), (1, CLAP, 95), (3, CLAP, 95), *((i + 0.5, OPEN, 82) for i in range(4))),
+        (
+            *((i * 1.0, KICK, 115) for i in range(4)),
+            (1, CLAP, 95),
+            (3, CLAP, 95),
+            *((i + 0.5, OPEN, 82) for i in range(4)),
+        ),
     ),
     "bossa": Style(
         4,
@@ -121,7 +144,14 @@ STYLES: dict[str, Style] = {
             Part(24, 50, ((0, 0.8, "C", 82), (1.5, 0.4, "C", 76), (2.5, 0.4, "C", 80), (3.5, 0.4, "C", 72))),
             Part(32, 36, ((0, 1.4, "R", 92), (1.5, 0.4, "F", 80), (2, 1.4, "F", 90), (3.5, 0.4, "R", 80))),
         ),
-        ((0, RIM, 88), (1.5, RIM, 86), (3, RIM, 86), *((i * 0.5, SHAKER, 62) for i in range(8)), (0, KICK, 80), (2, KICK, 80)),
+        (
+            (0, RIM, 88),
+            (1.5, RIM, 86),
+            (3, RIM, 86),
+            *((i * 0.5, SHAKER, 62) for i in range(8)),
+            (0, KICK, 80),
+            (2, KICK, 80),
+        ),
     ),
     "reggae": Style(
         4,
@@ -142,7 +172,11 @@ STYLES: dict[str, Style] = {
     ),
     "hymn": Style(
         4,
-        (Part(19, 50, _every(1, 4, "C", 86, 0.8)), Part(19, 36, _every(1, 4, "R", 92, 0.8)), Part(52, 55, ((0, 4, "C", 70),))),
+        (
+            Part(19, 50, _every(1, 4, "C", 86, 0.8)),
+            Part(19, 36, _every(1, 4, "R", 92, 0.8)),
+            Part(52, 55, ((0, 4, "C", 70),)),
+        ),
         ((0, KICK, 80), (1, 54, 74), (2, KICK, 76), (3, 54, 78)),
     ),
     "march": Style(
@@ -151,25 +185,70 @@ STYLES: dict[str, Style] = {
             Part(58, 36, ((0, 0.6, "R", 108), (1, 0.4, "-", 0), (2, 0.6, "F", 104))),
             Part(61, 55, ((1, 0.4, "C", 92), (3, 0.4, "C", 92))),
         ),
-        ((0, KICK, 108), (2, KICK, 104), *((b, SNARE, v) for b, v in ((0.5, 70), (1, 100), (1.5, 70), (1.75, 70), (2.5, 70), (3, 100), (3.5, 80), (3.75, 70)))),
+        (
+            (0, KICK, 108),
+            (2, KICK, 104),
+            *(
+                (b, SNARE, v)
+                for b, v in ((0.5, 70), (1, 100), (1.5, 70), (1.75, 70), (2.5, 70), (3, 100), (3.5, 80), (3.75, 70))
+            ),
+        ),
     ),
     "waltz": Style(
         3,
-        (Part(32, 36, ((0, 0.9, "R", 104),)), Part(48, 55, ((1, 0.45, "C", 82), (2, 0.45, "C", 80))), Part(0, 60, ((1, 0.4, "C", 70), (2, 0.4, "C", 68)))),
+        (
+            Part(32, 36, ((0, 0.9, "R", 104),)),
+            Part(48, 55, ((1, 0.45, "C", 82), (2, 0.45, "C", 80))),
+            Part(0, 60, ((1, 0.4, "C", 70), (2, 0.4, "C", 68))),
+        ),
         ((0, KICK, 98), (1, 42, 76), (2, 42, 72)),
     ),
     "lullaby": Style(
         4,
-        (Part(10, 72, tuple((i * 0.5, 0.7, str((0, 2, 4, 2, 1, 3, 4, 3)[i]), 84) for i in range(8))), Part(46, 48, ((0, 2, "R", 78), (2, 2, "F", 74)))),
+        (
+            Part(10, 72, tuple((i * 0.5, 0.7, str((0, 2, 4, 2, 1, 3, 4, 3)[i]), 84) for i in range(8))),
+            Part(46, 48, ((0, 2, "R", 78), (2, 2, "F", 74))),
+        ),
         ((0, 81, 76), (1, 80, 66), (2, 80, 72), (3, 80, 66)),
     ),
     "funk": Style(
         4,
         (
-            Part(36, 36, ((0, 0.4, "R", 112), (0.75, 0.2, "O", 98), (1.5, 0.3, "R", 104), (2.25, 0.2, "F", 98), (2.75, 0.2, "O", 98), (3.5, 0.3, "R", 104))),
-            Part(7, 55, ((0.25, 0.15, "C", 84), (0.5, 0.2, "C", 92), (1.25, 0.2, "C", 84), (1.75, 0.15, "C", 92), (2.5, 0.2, "C", 92), (3.25, 0.2, "C", 84), (3.75, 0.15, "C", 84))),
+            Part(
+                36,
+                36,
+                (
+                    (0, 0.4, "R", 112),
+                    (0.75, 0.2, "O", 98),
+                    (1.5, 0.3, "R", 104),
+                    (2.25, 0.2, "F", 98),
+                    (2.75, 0.2, "O", 98),
+                    (3.5, 0.3, "R", 104),
+                ),
+            ),
+            Part(
+                7,
+                55,
+                (
+                    (0.25, 0.15, "C", 84),
+                    (0.5, 0.2, "C", 92),
+                    (1.25, 0.2, "C", 84),
+                    (1.75, 0.15, "C", 92),
+                    (2.5, 0.2, "C", 92),
+                    (3.25, 0.2, "C", 84),
+                    (3.75, 0.15, "C", 84),
+                ),
+            ),
         ),
-        ((0, KICK, 112), (0.75, KICK, 96), (1, SNARE, 112), (1.75, SNARE, 70), (2.5, KICK, 108), (3, SNARE, 112), *((i * 0.25, HAT, 62 + 18 * (i % 2 == 0)) for i in range(16))),
+        (
+            (0, KICK, 112),
+            (0.75, KICK, 96),
+            (1, SNARE, 112),
+            (1.75, SNARE, 70),
+            (2.5, KICK, 108),
+            (3, SNARE, 112),
+            *((i * 0.25, HAT, 62 + 18 * (i % 2 == 0)) for i in range(16)),
+        ),
     ),
 }
 
@@ -261,6 +340,8 @@ def _melody(clip: Clip, rng: random.Random, bars: int, metre: int, beat: float, 
                 degree = min(range(12), key=lambda d: (abs(d - degree) + 100 * ((d - root) % 7 not in (0, 2, 4)), d))
             held = 0.95 if clip.lead in SUSTAINED else 1.1
             velocity = 112 if position % metre == 0 else 100
-            notes.append(Note(position * beat, (position + length * held) * beat, 0, _scale_key(clip, degree, base), velocity))
+            notes.append(
+                Note(position * beat, (position + length * held) * beat, 0, _scale_key(clip, degree, base), velocity)
+            )
             position += length
     return notes

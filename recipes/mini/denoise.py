@@ -76,7 +76,9 @@ def held_out_error(model: Model, latents: np.ndarray) -> float:
     captions = [training_caption(clip_of("test", i), random.Random(i)) for i in rows]
     z = torch.lerp(x0, noise, t[:, None, None])
     with torch.autocast("cpu", torch.bfloat16):
-        made = torch.cat([model(z[i : i + 64], t[i : i + 64], captions[i : i + 64]).float() for i in range(0, len(rows), 64)])
+        made = torch.cat(
+            [model(z[i : i + 64], t[i : i + 64], captions[i : i + 64]).float() for i in range(0, len(rows), 64)]
+        )
     return float((made - (noise - x0)).square().mean())
 
 
@@ -94,7 +96,9 @@ def train(work: Path, minutes: float, batch: int = 64) -> None:
         model.load_state_dict(state["model"])
         for optimiser, values in zip(tuned, state["optimisers"], strict=True):
             optimiser.load_state_dict(values)
-        average.values, step, shown, spent, history = (state[k] for k in ("average", "step", "loss", "spent", "history"))
+        average.values, step, shown, spent, history = (
+            state[k] for k in ("average", "step", "loss", "spent", "history")
+        )
     budget, saved = Budget(minutes, spent), time.time()
     while budget.fraction < 1.0:
         rng = np.random.default_rng((7, step))
@@ -121,7 +125,11 @@ def train(work: Path, minutes: float, batch: int = 64) -> None:
         if step % 20 == 0:
             print(f"denoiser step {step} loss {shown:.4f} {budget.spent:.0f}/{budget.total:.0f} CPU-s", flush=True)
         if time.time() - saved > 120:
-            state = {"model": model.state_dict(), "optimisers": [o.state_dict() for o in tuned], "average": average.values}
+            state = {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in tuned],
+                "average": average.values,
+            }
             save(state_path, state | {"spent": budget.spent, "step": step, "loss": shown, "history": history})
             saved = time.time()
         if step % 300 == 0:
@@ -134,7 +142,9 @@ def train(work: Path, minutes: float, batch: int = 64) -> None:
     average.copy_to(model)
     history.append([step, round(budget.spent), held_out_error(model, test)])
     save(work / "denoiser_trained.pt", {"model": model.state_dict()})
-    (work / "denoiser.json").write_text(json.dumps({"steps": step, "cpu_seconds": round(budget.spent), "history": history}))
+    (work / "denoiser.json").write_text(
+        json.dumps({"steps": step, "cpu_seconds": round(budget.spent), "history": history})
+    )
 
 
 if __name__ == "__main__":

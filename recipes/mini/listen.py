@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,21 @@ from budget import Average, Budget
 from data import COUNTS, clip_of
 from features import bands
 from torch import Tensor, nn
-from world import BPM, BRIGHTNESS, DENSITIES, DYNAMICS, LEADS, MODES, PHRASES, REGISTERS, STYLES, Clip, caption, full_caption, vocabulary
+from world import (
+    BPM,
+    BRIGHTNESS,
+    DENSITIES,
+    DYNAMICS,
+    LEADS,
+    MODES,
+    PHRASES,
+    REGISTERS,
+    STYLES,
+    Clip,
+    caption,
+    full_caption,
+    vocabulary,
+)
 
 from dragon.mini import save_module
 from dragon.mini.codec import MiniCodec, stacked_bands
@@ -144,12 +159,14 @@ def accuracy(model: MiniReaders, work: Path) -> dict[str, float]:
     logits = model(torch.from_numpy(bands(work, "test")[:].astype(np.float32)))
     truth = [clip_of("test", i).attributes() for i in range(COUNTS["test"])]
     return {
-        name: float(np.mean([values[i] == t[name] for i, t in zip(logits[name].argmax(1).tolist(), truth, strict=True)]))
+        name: float(
+            np.mean([values[i] == t[name] for i, t in zip(logits[name].argmax(1).tolist(), truth, strict=True)])
+        )
         for name, values in ATTRIBUTES.items()
     }
 
 
-def _optimise(name: str, model: nn.Module, minutes: float, loss_of) -> None:  # type: ignore[no-untyped-def]
+def _optimise(name: str, model: nn.Module, minutes: float, loss_of: Callable[[int], Tensor]) -> None:
     """AdamW within a budget of CPU time; leaves the averaged weights in the model."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
     average, budget, step, shown = Average(model, 0.998), Budget(minutes), 0, 0.0

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from world import caption
 
 from dragon.mini import WEIGHTS, load_encoder, load_judge, load_pipeline, load_readers
 from dragon.mini.pipeline import MiniPipeline
+from dragon.mini.readers import MiniReaders
 from dragon.rewards import frechet_distance, kernel_distance
 
 
@@ -35,12 +37,14 @@ def generate(pipeline: MiniPipeline, prompts: list[str], steps: int, guidance: f
 
 
 @torch.no_grad()
-def in_batches(function, waveforms: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+def in_batches(function: Callable[[Tensor], Tensor], waveforms: Tensor) -> Tensor:
     """function over 64 clips at a time."""
     return torch.cat([function(part) for part in waveforms.split(64)])
 
 
-def adherence(readers, waveforms: Tensor, truth: list[dict[str, str]], revealed: list[tuple[str, ...]]) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def adherence(
+    readers: MiniReaders, waveforms: Tensor, truth: list[dict[str, str]], revealed: list[tuple[str, ...]]
+) -> dict[str, float]:
     """Share of clips on which a reader hears what the caption says, by attribute; revealed attributes only."""
     heard: dict[str, list[str]] = {}
     for part in waveforms.split(64):
@@ -60,7 +64,11 @@ def nearest(queries: Tensor, stored: Tensor) -> np.ndarray:
 @torch.no_grad()
 def measure(work: Path, weights: Path, clips: int, steps: int, guidance: float) -> dict[str, object]:
     """All figures of the model card."""
-    pipeline, encoder, judge = load_pipeline(weights / "pipeline"), load_encoder(weights / "encoder"), load_judge(weights / "judge")
+    pipeline, encoder, judge = (
+        load_pipeline(weights / "pipeline"),
+        load_encoder(weights / "encoder"),
+        load_judge(weights / "judge"),
+    )
     readers = load_readers(weights / "readers")
     world = [clip_of("test", i) for i in range(clips)]
     texts, revealed = zip(*(caption(c, random.Random(f"quality {c.work}")) for c in world), strict=True)
@@ -74,13 +82,20 @@ def measure(work: Path, weights: Path, clips: int, steps: int, guidance: float) 
     new = [i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for i in range(clips)]
     read = {name: adherence(readers, side, truth, list(revealed)) for name, side in sides.items()}
     unseen = [i for i in range(clips) if new[i]]
-    read["generated, unseen pairs"] = adherence(readers, made[unseen], [truth[i] for i in unseen], [revealed[i] for i in unseen])
+    read["generated, unseen pairs"] = adherence(
+        readers, made[unseen], [truth[i] for i in unseen], [revealed[i] for i in unseen]
+    )
     vectors = {name: in_batches(encoder.embed_audio, side) for name, side in sides.items()}
     other = in_batches(encoder.embed_audio, waves(audio(work, "test"), range(clips, 2 * clips)))
     text, judged_text = encoder.embed_text(texts), judge.embed_text(texts)
     judged = {name: in_batches(judge.embed_audio, side) for name, side in sides.items()}
     stored = torch.cat(
-        [encoder.pooled(encoder.frames_of_bands(torch.from_numpy(bands(work, "train")[i : i + 250].astype(np.float32)))) for i in range(0, COUNTS["train"], 250)]
+        [
+            encoder.pooled(
+                encoder.frames_of_bands(torch.from_numpy(bands(work, "train")[i : i + 250].astype(np.float32)))
+            )
+            for i in range(0, COUNTS["train"], 250)
+        ]
     )
     near = {name: nearest(vectors[name], stored) for name in ("generated", "real")}
     latents = {name: in_batches(pipeline.codec.encode, side)[:, :, :].flatten(0, 1) for name, side in sides.items()}
@@ -90,7 +105,10 @@ def measure(work: Path, weights: Path, clips: int, steps: int, guidance: float) 
         "relative_adherence": {n: read["generated"][n] / read["real"][n] for n in read["real"]},
         "reader_accuracy": accuracy(readers, work),
         "retrieval_of_64": {
-            name: {"full_captions": retrieval(model, work, full=True), "half_captions": retrieval(model, work, full=False)}
+            name: {
+                "full_captions": retrieval(model, work, full=True),
+                "half_captions": retrieval(model, work, full=False),
+            }
             for name, model in (("encoder", encoder), ("judge", judge))
         },
         "clap_score": {name: float((v * text).sum(1).mean()) for name, v in vectors.items()},
@@ -100,7 +118,9 @@ def measure(work: Path, weights: Path, clips: int, steps: int, guidance: float) 
             "codec": float(frechet_distance(vectors["codec"], vectors["real"])),
             "other real clips": float(frechet_distance(other, vectors["real"])),
         },
-        "frechet_distance_latents": {n: float(frechet_distance(latents[n], latents["real"])) for n in ("generated", "codec")},
+        "frechet_distance_latents": {
+            n: float(frechet_distance(latents[n], latents["real"])) for n in ("generated", "codec")
+        },
         "kernel_distance": {
             "generated": float(kernel_distance(vectors["generated"], vectors["real"])),
             "codec": float(kernel_distance(vectors["codec"], vectors["real"])),
@@ -130,7 +150,9 @@ def page(work: Path, weights: Path, path: Path) -> None:
     for column, name in enumerate(("real", "codec", "generated")):
         for row, text in enumerate(texts):
             image = pipeline.codec.bands(sides[name][row : row + 1])[0].detach().T
-            axes[row, column].imshow(image, origin="lower", aspect="auto", extent=(0, 5.12, 0, image.shape[0]), vmin=-7, vmax=-1)
+            axes[row, column].imshow(
+                image, origin="lower", aspect="auto", extent=(0, 5.12, 0, image.shape[0]), vmin=-7, vmax=-1
+            )
             axes[row, column].set_title(f"{name}: {text}", fontsize=8)
             axes[row, column].set_xlabel("seconds")
             axes[row, column].set_ylabel("band")

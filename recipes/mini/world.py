@@ -10,7 +10,20 @@ from __future__ import annotations
 import random
 from dataclasses import asdict, dataclass
 
-STYLES = ("ballad", "jazz", "rock", "disco", "bossa", "reggae", "classical", "hymn", "march", "waltz", "lullaby", "funk")
+STYLES = (
+    "ballad",
+    "jazz",
+    "rock",
+    "disco",
+    "bossa",
+    "reggae",
+    "classical",
+    "hymn",
+    "march",
+    "waltz",
+    "lullaby",
+    "funk",
+)
 LEADS = ("piano", "guitar", "violin", "flute", "trumpet", "saxophone", "organ", "synth", "marimba", "accordion")
 BPM = {"slow": 80.0, "medium": 110.0, "fast": 150.0}
 MODES = ("major", "minor")
@@ -107,7 +120,10 @@ PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "register": {"low": ("low register", "low notes", "deep"), "high": ("high register", "high notes", "high pitched")},
     "dynamics": {"soft": ("soft", "quiet", "softly played"), "loud": ("loud", "powerful", "strongly played")},
-    "brightness": {"dark": ("dark sound", "muffled", "warm tone"), "bright": ("bright sound", "crisp", "brilliant tone")},
+    "brightness": {
+        "dark": ("dark sound", "muffled", "warm tone"),
+        "bright": ("bright sound", "crisp", "brilliant tone"),
+    },
 }
 
 
