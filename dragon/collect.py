@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from dragon.errors import NotFinite, ShapeError
+from dragon.intervals import Floats
 from dragon.media import Generation, Media
 from dragon.protocols import Encoder, InstanceReward, JointEncoder, Policy, SetReward
-from dragon.statistics import Floats
 
 Seeds = tuple[tuple[int, ...], ...]
 """(m, k)."""

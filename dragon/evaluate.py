@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragon import statistics
+from dragon import intervals
 from dragon.collect import Collected, Progress, Seeds, collect, draw_seeds
 from dragon.errors import ConfigError, NotFinite, ShapeError
+from dragon.intervals import Floats
 from dragon.protocols import Encoder, InstanceReward, Policy, SetReward
-from dragon.statistics import Floats
 
 VERSION = 1
 SET_SIZE = 16
@@ -195,10 +195,10 @@ def compare(
     spread = None
     if base.embeddings is not None and tuned.embeddings is not None:
         spread = {
-            "base": statistics.mean_cosine_distance(base.embeddings.numpy()),
-            "tuned": statistics.mean_cosine_distance(tuned.embeddings.numpy()),
+            "base": intervals.mean_cosine_distance(base.embeddings.numpy()),
+            "tuned": intervals.mean_cosine_distance(tuned.embeddings.numpy()),
         }
-    settings: dict[str, object] = {"interval": statistics.LEVEL, "bootstrap_draws": statistics.DRAWS}
+    settings: dict[str, object] = {"interval": intervals.LEVEL, "bootstrap_draws": intervals.DRAWS}
     if any(result.kind == "set" for result in results.values()):
         settings["set_size"] = set_size
     return Evaluation(
@@ -216,19 +216,19 @@ def _instance_result(
     name: str, base: Floats, tuned: Floats, paired: Floats | None, trained: bool, seed: int
 ) -> RewardResult:
     try:
-        wins = statistics.bootstrap_mean(statistics.win_shares(base, tuned), seed=seed)
+        wins = intervals.bootstrap_mean(intervals.win_shares(base, tuned), seed=seed)
     except NotFinite as error:
         raise NotFinite(f"reward {name!r} has an opinion on no pair of base and tuned samples of a prompt") from error
     same_seed = None
     if paired is not None:
-        shares = statistics.win_shares(base[:, :1], paired)
+        shares = intervals.win_shares(base[:, :1], paired)
         same_seed = float(np.nanmean(shares)) if np.isfinite(shares).any() else None
     return RewardResult(
         kind="instance",
         trained_on=trained,
         base=float(np.nanmean(base)),
         tuned=float(np.nanmean(tuned)),
-        gain_sd=statistics.gain_in_sd(base, tuned),
+        gain_sd=intervals.gain_in_sd(base, tuned),
         win_rate=wins.value,
         low=wins.low,
         high=wins.high,
@@ -242,15 +242,15 @@ def _set_result(
 ) -> RewardResult:
     """Headline: the difference of both sides as whole sets; the sd of the gain is that of the base's subsets."""
 
-    def scorer(side: Collected) -> statistics.SetScore:
+    def scorer(side: Collected) -> intervals.SetScore:
         features = side.features[name]
         return lambda members: reward.score_sets(features, torch.as_tensor(members)).double().cpu().numpy()
 
     prompts, samples = len(sides["base"].prompts), sides["base"].samples
     both = scorer(sides["base"]), scorer(sides["tuned"])
     try:
-        base, tuned, gap = statistics.set_difference(*both, prompts, samples, seed=seed)
-        wins, subsets = statistics.set_win_rate(*both, prompts, samples, size=size, seed=seed)
+        base, tuned, gap = intervals.set_difference(*both, prompts, samples, seed=seed)
+        wins, subsets = intervals.set_win_rate(*both, prompts, samples, size=size, seed=seed)
     except (NotFinite, ShapeError) as error:
         raise type(error)(f"reward {name!r}: {error}") from error
     return RewardResult(
@@ -258,7 +258,7 @@ def _set_result(
         trained_on=trained,
         base=base,
         tuned=tuned,
-        gain_sd=statistics.gain_in_sd(subsets, subsets + gap.value),
+        gain_sd=intervals.gain_in_sd(subsets, subsets + gap.value),
         win_rate=wins.value,
         low=wins.low,
         high=wins.high,
@@ -290,8 +290,8 @@ def _check(
         if len(values) != len(prompts):
             raise ConfigError(f"column {name!r} has {len(values)} values for {len(prompts)} prompts; expected one each")
     sets = [name for name, reward in rewards.items() if isinstance(reward, SetReward)]
-    if sets and len(prompts) < set_size * statistics.SMALLEST_SPLIT:
+    if sets and len(prompts) < set_size * intervals.SMALLEST_SPLIT:
         raise ConfigError(
             f"{len(prompts)} prompts are too few for the set reward {sets[0]!r}: its win rate compares disjoint "
-            f"subsets of {set_size}; use {set_size * statistics.SMALLEST_SPLIT} prompts or a smaller set_size"
+            f"subsets of {set_size}; use {set_size * intervals.SMALLEST_SPLIT} prompts or a smaller set_size"
         )

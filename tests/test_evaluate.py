@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dragon import evaluate as ev
-from dragon import statistics
+from dragon import intervals
 from dragon.collect import collect, draw_seeds
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.policy.toy import ToyPolicy
@@ -125,7 +125,7 @@ class TestTuned:
         base, after = (tuned.sides[side].scores["rightness"] for side in ("base", "tuned"))
         assert (result.base, result.tuned) == pytest.approx((base.mean(), after.mean()))
         assert result.gain_sd == pytest.approx((after.mean() - base.mean()) / base.std(ddof=1))
-        assert result.win_rate == pytest.approx(statistics.win_shares(base, after).mean())
+        assert result.win_rate == pytest.approx(intervals.win_shares(base, after).mean())
         assert result.n == len(PROMPTS)
 
     def test_shared_seeds_win_more_than_independent_ones(self, tuned):

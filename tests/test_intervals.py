@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dragon import statistics as st
+from dragon import intervals as st
 from dragon.errors import ConfigError, NotFinite, ShapeError
 
 

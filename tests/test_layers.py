@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "__init__"),
     ("run", "runfolder", "samples"),
     ("build", "config", "loading", "prompts"),
-    ("trainer", "learner", "checkpoint", "track", "evaluate", "collect", "statistics", "report", "testing"),
+    ("trainer", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
@@ -91,7 +91,7 @@ def test_imports_point_only_downwards(graph) -> None:
 
 def test_the_trainers_side_knows_protocols_and_no_plugin(graph) -> None:
     plugins = {"rewards", "exemplars", "encoders", "policy", "mini", "build", "config", *TRAINER_KNOWS} - TRAINER_KNOWS
-    trainer = {"trainer", "learner", "checkpoint", "track", "evaluate", "collect", "statistics", "report"}
+    trainer = {"trainer", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report"}
     wrong = [
         f"{module} imports {name}"
         for module, names in graph.items()
@@ -122,7 +122,6 @@ def test_no_import_cycles(graph) -> None:
 def test_no_module_is_named_after_another_package(root: Path) -> None:
     """Such a file beside a script would shadow the package; inside dragon it confuses readers and tools."""
     taken = set(sys.stdlib_module_names) | {"torch", "numpy", "scipy", "diffusers", "transformers", "peft", "yaml"}
-    allowed = {"statistics"}  # only reachable as dragon.statistics; nothing in dragon/ is on the path itself
     stems = {file.stem for _, file in sources(root)} - {"__init__", "__main__"}
-    assert not (stems & taken) - allowed
+    assert not stems & taken
     assert not stems & {"utils", "helpers", "util", "helper", "common", "misc"}

@@ -46,7 +46,8 @@ def figures(quality: dict[str, Any], weights: Path) -> str:
         "## Quality",
         "",
         f"`python recipes/mini/quality.py --work WORK` on {settings['clips']} held-out works, "
-        f"{settings['steps']} steps, guidance {settings['guidance']}, {quality['threads']} thread(s). Figures: `quality.json`.",
+        f"{settings['steps']} steps, guidance {settings['guidance']}, "
+        f"{quality['threads']} thread(s). Figures: `quality.json`.",
         "",
         "Share of clips on which a reader hears what the caption says (only attributes that the caption reveals):",
         "",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dragon import audio, statistics
+from dragon import audio, intervals
 from dragon.errors import ConfigError
 from dragon.evaluate import evaluate
 from dragon.policy.toy import ToyPolicy
@@ -81,7 +81,7 @@ class TestFiles:
                     assert line.seed == evaluation.sides[side].seeds[line.prompt_index][line.sample]
             np.testing.assert_array_equal(tables[side], evaluation.sides[side].scores["loudness"])
         assert np.isnan(tables["base"]).any()  # abstentions survive the file
-        shares = statistics.win_shares(tables["base"], tables["tuned"])
+        shares = intervals.win_shares(tables["base"], tables["tuned"])
         assert np.nanmean(shares) == pytest.approx(evaluation.rewards["loudness"].win_rate)
 
     def test_samples_are_the_kept_clips(self, folder, evaluation):
