@@ -1,7 +1,8 @@
 """Prompt files -> prompts and the columns that rewards may ask for. Knows no model.
 
 `.txt`: one prompt a line. `.csv` and `.jsonl`: a column `prompt`; every other column goes to rewards as a list.
-"mini:train", "mini:dev" and "mini:test" are the lists that come with the built-in model.
+"mini:train", "mini:dev", "mini:test" are the lists that come with the built-in model; "mini:open_train" and
+"mini:open_test" those of captions that name no style.
 """
 
 from __future__ import annotations
@@ -70,10 +71,7 @@ Rows = list[tuple[int, dict[str, object]]]
 def _built_in(source: str) -> tuple[str, ...]:
     from dragon import mini
 
-    split = source.removeprefix("mini:")
-    if split not in ("train", "dev", "test"):
-        raise ConfigError(f"prompts {source!r}: the built-in lists are mini:train, mini:dev and mini:test")
-    return tuple(mini.prompts(split))
+    return tuple(mini.prompts(source.removeprefix("mini:")))
 
 
 def _read_text(path: Path) -> Rows:

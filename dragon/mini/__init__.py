@@ -68,11 +68,14 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def prompts(split: str) -> list[str]:
-    """The bundled prompts of a split: train, dev or test. No clip behind a dev or test prompt was trained on."""
+    """The bundled prompts of a split: train, dev, test, or open_train, open_test, which name no style.
+
+    No work behind a dev or test prompt was trained on.
+    """
     path = WEIGHTS / f"prompts_{split}.txt"
     if not path.exists():
-        known = ", ".join(sorted(p.stem.removeprefix("prompts_") for p in WEIGHTS.glob("prompts_*.txt")))
-        raise ConfigError(f"built-in prompts {split!r} do not exist; there are: {known}")
+        known = ", ".join(sorted(p.stem.replace("prompts_", "mini:") for p in WEIGHTS.glob("prompts_*.txt")))
+        raise ConfigError(f"no built-in prompts mini:{split}; there are: {known}")
     return path.read_text(encoding="utf-8").splitlines()
 
 

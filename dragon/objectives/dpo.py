@@ -7,11 +7,12 @@ Optimization", eq. 14, with errors averaged (not summed) over event dimensions.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dragon.objectives.gains import checked_beta, checked_weight, gain, squared_error
+from dragon.objectives.gains import checked_beta, checked_weight, gain, winner_term
 from dragon.protocols import Terms
 
 
@@ -23,29 +24,17 @@ class DPO:
     denoising error of the winner (TangoFlux, arXiv 2412.21037), which keeps both likelihoods from falling.
     """
 
+    name: ClassVar[str] = "dpo"
+    needs_old: ClassVar[bool] = False
+    needs_z0: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+
     beta: float = 5000.0
     winner: float = 0.0
 
     def __post_init__(self) -> None:
         checked_beta(self.beta)
         checked_weight("winner", self.winner)
-
-    @property
-    def name(self) -> str:
-        return "dpo"
-
-    @property
-    def needs_old(self) -> bool:
-        return False
-
-    @property
-    def needs_z0(self) -> bool:
-        return False
-
-    @property
-    def paired(self) -> bool:
-        """Whether both sides must share prompt, noise level and noise."""
-        return True
 
     def with_beta(self, beta: float) -> DPO:
         """The same objective at another beta."""
@@ -55,6 +44,4 @@ class DPO:
         """(b,) loss of each pair; log 2 where the policy equals the reference (winner 0)."""
         positive, negative = terms.positive, terms.negative
         loss = -logsigmoid(self.beta / 2 * (gain(positive) - gain(negative)))
-        if self.winner:
-            loss = loss + self.winner * squared_error(positive.target, positive.policy)
-        return loss
+        return loss + winner_term(positive, self.winner)

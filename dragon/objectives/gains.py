@@ -34,6 +34,14 @@ def gain(side: Side) -> Tensor:
     return squared_error(side.target, side.reference.detach()) - squared_error(side.target, side.policy)
 
 
+def winner_term(winner: Side, weight: float) -> Tensor | float:
+    """(b,) weight times the plain denoising error of a pair's winner; 0 for weight 0.
+
+    It keeps the likelihoods of both sides from falling together. TangoFlux (arXiv 2412.21037).
+    """
+    return weight * squared_error(winner.target, winner.policy) if weight else 0.0
+
+
 def zero_point(gains: Tensor) -> Tensor:
     """KTO's z0 = max(0, mean gain) of the whole batch (both sides), without gradient; a scalar.
 

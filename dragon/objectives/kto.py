@@ -7,12 +7,13 @@ Optimizing Human Utility", eq. 8. Its gradient vanishes at both ends, so a misla
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dragon.errors import ShapeError
-from dragon.objectives.gains import checked_beta, checked_weight, gain, squared_error
+from dragon.objectives.gains import checked_beta, checked_weight, gain, winner_term
 from dragon.protocols import Terms
 
 
@@ -24,6 +25,10 @@ class KTO:
     own noise level and noise (the trainer's part); the loss is the same.
     """
 
+    name: ClassVar[str] = "kto"
+    needs_old: ClassVar[bool] = False
+    needs_z0: ClassVar[bool] = True
+
     beta: float = 5000.0
     paired: bool = True
     winner: float = 0.0
@@ -31,18 +36,6 @@ class KTO:
     def __post_init__(self) -> None:
         checked_beta(self.beta)
         checked_weight("winner", self.winner)
-
-    @property
-    def name(self) -> str:
-        return "kto"
-
-    @property
-    def needs_old(self) -> bool:
-        return False
-
-    @property
-    def needs_z0(self) -> bool:
-        return True
 
     def with_beta(self, beta: float) -> KTO:
         """The same objective at another beta."""
@@ -61,7 +54,4 @@ class KTO:
         z0 = terms.z0.detach().reshape(())
         liked = torch.sigmoid(self.beta * (gain(terms.positive) - z0))
         disliked = torch.sigmoid(-self.beta * (gain(terms.negative) - z0))
-        loss = 1 - (liked + disliked) / 2
-        if self.winner:
-            loss = loss + self.winner * squared_error(terms.positive.target, terms.positive.policy)
-        return loss
+        return 1 - (liked + disliked) / 2 + winner_term(terms.positive, self.winner)

@@ -9,12 +9,12 @@ loser (hard pairs, shared noise: this project's choice), in the model's own para
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from dragon.errors import ConfigError
-from dragon.objectives.gains import checked_weight, no_beta, squared_error
+from dragon.objectives.gains import checked_weight, no_beta, squared_error, winner_term
 from dragon.protocols import Side, Terms
 
 
@@ -34,6 +34,11 @@ class NFT:
     winner: weight of an extra plain denoising error of the winner.
     """
 
+    name: ClassVar[str] = "nft"
+    beta: ClassVar[None] = None
+    needs_z0: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+
     anchor: float = 0.5
     reference: Literal["old", "start"] = "old"
     strength: float = 1.0
@@ -48,25 +53,8 @@ class NFT:
             raise ConfigError(f"strength is {self.strength}; expected a positive finite number (1 is the plain pair)")
 
     @property
-    def name(self) -> str:
-        return "nft"
-
-    @property
-    def beta(self) -> float | None:
-        return None
-
-    @property
     def needs_old(self) -> bool:
         return self.reference == "old"
-
-    @property
-    def needs_z0(self) -> bool:
-        return False
-
-    @property
-    def paired(self) -> bool:
-        """Whether both sides must share prompt, noise level and noise."""
-        return True
 
     def with_beta(self, beta: float) -> NFT:
         """Never possible: NFT has no beta.
@@ -84,9 +72,7 @@ class NFT:
         loss = squared_error(positive.target, liked) + squared_error(negative.target, mirrored)
         if self.anchor:
             loss = loss + self.anchor * (_distance(positive) + _distance(negative))
-        if self.winner:
-            loss = loss + self.winner * squared_error(positive.target, positive.policy)
-        return loss
+        return loss + winner_term(positive, self.winner)
 
     def _old(self, side: Side) -> Tensor:
         return (side.old if self.needs_old else side.reference).detach()

@@ -7,6 +7,7 @@ inheritance (arXiv 2407.01490): data generation steered toward a reward without 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,31 +22,16 @@ class BestOfK:
     anchor: pull to the frozen start. It is its own winner term, so it has no `winner` weight.
     """
 
+    name: ClassVar[str] = "best_of_k"
+    beta: ClassVar[None] = None
+    needs_old: ClassVar[bool] = False
+    needs_z0: ClassVar[bool] = False
+    paired: ClassVar[bool] = True
+
     anchor: float = 0.0
 
     def __post_init__(self) -> None:
         checked_weight("anchor", self.anchor)
-
-    @property
-    def name(self) -> str:
-        return "best_of_k"
-
-    @property
-    def beta(self) -> float | None:
-        return None
-
-    @property
-    def needs_old(self) -> bool:
-        return False
-
-    @property
-    def needs_z0(self) -> bool:
-        return False
-
-    @property
-    def paired(self) -> bool:
-        """Whether both sides must share prompt, noise level and noise."""
-        return True
 
     def with_beta(self, beta: float) -> BestOfK:
         """Never possible: best-of-k has no beta.

@@ -8,17 +8,21 @@ import shutil
 from pathlib import Path
 
 import torch
-from data import clip_of
 from denoise import Model
 from diffusers import FlowMatchEulerDiscreteScheduler
-from world import caption, draw_clip, vocabulary
+from world import PHRASES, caption, draw_clip, vocabulary
 
 from dragon.mini.codec import MiniCodec
 from dragon.mini.pipeline import MiniPipeline
 
-PROMPTS = {"train": 2_000, "dev": 256, "test": 512}
-# Works of the prompt lists: dev and test prompts come from works that no stage has heard.
-PROMPT_WORKS = {"train": 0, "dev": 2_500_000, "test": 2_600_000}
+# Prompt list -> (first work, prompts). Works from 2,500,000 on were heard by no stage.
+PROMPTS = {
+    "train": (0, 2_000),
+    "open_train": (0, 2_000),
+    "dev": (2_500_000, 256),
+    "test": (2_600_000, 512),
+    "open_test": (2_700_000, 512),
+}
 
 
 def pipeline(work: Path, denoiser: Path, codec: Path) -> MiniPipeline:
@@ -40,11 +44,14 @@ def pipeline(work: Path, denoiser: Path, codec: Path) -> MiniPipeline:
 
 
 def write_prompts(out: Path) -> None:
-    """prompts_{train,dev,test}.txt: captions that reveal a random half."""
-    for split, count in PROMPTS.items():
-        rng = random.Random(f"prompts {split}")
-        clips = [clip_of("train", i) if split == "train" else draw_clip(PROMPT_WORKS[split] + i) for i in range(count)]
-        (out / f"prompts_{split}.txt").write_text("".join(caption(c, rng)[0] + "\n" for c in clips), encoding="utf-8")
+    """prompts_*.txt: captions that reveal a random half; in the open lists never the style."""
+    for split, (first, count) in PROMPTS.items():
+        rng, lines = random.Random(f"prompts {split}"), []
+        for work in range(first, first + count):
+            names = [name for name in PHRASES if not (split.startswith("open") and name == "style")]
+            reveal = tuple(rng.sample(names, rng.choice((4, 5))))
+            lines.append(caption(draw_clip(work), rng, reveal=reveal)[0] + "\n")
+        (out / f"prompts_{split}.txt").write_text("".join(lines), encoding="utf-8")
     (out / "vocabulary.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
 
 
