@@ -16,7 +16,7 @@ from dragon.encoders.lookup import get_joint_encoder
 from dragon.errors import ShapeError
 from dragon.exemplars.features import Features, as_features
 from dragon.media import Media
-from dragon.protocols import Encoder, JointEncoder
+from dragon.protocols import Encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +55,12 @@ def unit_rows(table: Tensor, what: str) -> Tensor:
     return table / length
 
 
-class ClapScore:
-    """Reward: cosine of a clip's embedding with its prompt's. In [-1, 1], higher is better.
-
-    encoder: name or object of a joint encoder. device: where a named encoder runs. name: what reports call it.
-    """
+class PromptCosine:
+    """What every reward of prompt fit is: the cosine of a clip's embedding with its prompt's, by one encoder."""
 
     abstains = False
 
-    def __init__(self, encoder: str | Encoder = "mini", *, device: str = "cpu", name: str = "clap_score") -> None:
+    def __init__(self, encoder: str | Encoder, device: str, name: str) -> None:
         self._name = name
         self.encoder = get_joint_encoder(encoder, device=device)
 
@@ -73,10 +70,15 @@ class ClapScore:
 
     def score(self, media: Media) -> Tensor:
         """(b,) float64. Raises NotFinite, AudioError as the encoder does."""
-        return prompt_cosine(self.encoder, media)
+        audio = self.encoder.embed_clips(media).cpu()
+        return torch.from_numpy(clap_score(audio, self.encoder.embed_text(media.prompts).cpu()).scores)
 
 
-def prompt_cosine(encoder: JointEncoder, media: Media) -> Tensor:
-    """(b,) float64: cosine of each clip with its own prompt."""
-    audio = encoder.embed_clips(media).cpu()
-    return torch.from_numpy(clap_score(audio, encoder.embed_text(media.prompts).cpu()).scores)
+class ClapScore(PromptCosine):
+    """Reward: cosine of a clip's embedding with its prompt's. In [-1, 1], higher is better.
+
+    encoder: name or object of a joint encoder. device: where a named encoder runs. name: what reports call it.
+    """
+
+    def __init__(self, encoder: str | Encoder = "mini", *, device: str = "cpu", name: str = "clap_score") -> None:
+        super().__init__(encoder, device, name)

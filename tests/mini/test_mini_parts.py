@@ -154,6 +154,6 @@ def test_saved_encoder_comes_back_in_half_precision_with_a_fingerprint(tmp_path:
 def test_unknown_words_are_said() -> None:
     from dragon.policy import MiniPolicy
 
-    policy = MiniPolicy(random_pipeline())  # type: ignore[arg-type]
+    policy = MiniPolicy(random_pipeline())
     with pytest.warns(UserWarning, match="'zorkmid'"):
         policy.encode(["a zorkmid waltz"])
