@@ -45,7 +45,7 @@ class ToyPolicy(DiffusionPolicy):
         components: Mapping[str, Sequence[Sequence[float]]] | None = None,
         *,
         hidden: int = 32,
-        sampler: Sampler = "heun",
+        sampler: Sampler = "euler",
         t_min: float = 0.0,
         t_max: float = 1.0,
         device: str = "cpu",

@@ -33,7 +33,9 @@ class Model(nn.Module):
         from transformers import T5EncoderModel
 
         self.words = Words(vocabulary())
-        self.text = T5EncoderModel(text_config(len(self.words)))
+        config = text_config(len(self.words))
+        config._attn_implementation = "eager"  # the fused kernel's backward is slow over short texts
+        self.text = T5EncoderModel(config)
         self.denoiser = MiniDenoiser()
 
     def forward(self, x: Tensor, time_: Tensor, captions: list[str]) -> Tensor:
