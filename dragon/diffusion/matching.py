@@ -45,7 +45,7 @@ def logit_normal_sigmas(
 
     logit t is log sigma, so this is `lognormal_sigmas` cut off at both ends; the density inside keeps its shape.
 
-    Source: Esser et al. (2024), eq. 19.
+    Source: Esser et al. (2024), section 3.1.
     """
     _check_std(std)
     _check_times(t_min, t_max)

@@ -41,7 +41,7 @@ def exponential_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor
 def cosine_sigmas(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Even in the angle atan(sigma): the cosine schedule alpha = cos, sigma_vp = sin of one angle.
 
-    Source: Nichol & Dhariwal (2021), eq. 17, in the continuous form of Salimans & Ho (2022), section 2
+    Source: Nichol & Dhariwal (2021), eq. 17, in the continuous form of Salimans & Ho (2022)
     (the two ends take the place of the offset s).
     """
     _check_range(steps, sigma_min, sigma_max)
@@ -54,7 +54,7 @@ def flow_sigmas(steps: int, shift: float = 1.0, t_max: float = 0.999) -> Tensor:
     In sigma the shift is a factor: every level becomes shift times as high. t_max stays below 1, where
     sigma = t / (1 - t) has its pole.
 
-    Source: Esser et al. (2024), eq. 23.
+    Source: Esser et al. (2024), section on resolution-dependent shifting of the schedule.
     """
     _check_steps(steps)
     if not (math.isfinite(shift) and shift > 0):

@@ -45,7 +45,7 @@ def winner_term(winner: Side, weight: float) -> Tensor | float:
 def zero_point(gains: Tensor) -> Tensor:
     """KTO's z0 = max(0, mean gain) of the whole batch (both sides), without gradient; a scalar.
 
-    Source: Li et al. (2024), Diffusion-KTO, eq. 8 (its estimate of the KL term). Over the GLOBAL batch, so that
+    Source: Li et al. (2024), Diffusion-KTO (its estimate of the KL term). Over the GLOBAL batch, so that
     accumulation does not change it.
     """
     return gains.detach().mean().clamp(min=0)

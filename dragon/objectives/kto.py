@@ -1,7 +1,7 @@
 """Diffusion-KTO: winners should gain more than the batch does on average, losers less.
 
 Knows the gains of both sides and the batch's zero point. Li et al. (2024), "Aligning Diffusion Models by
-Optimizing Human Utility", eq. 8. Its gradient vanishes at both ends, so a mislabelled pair costs little.
+Optimizing Human Utility". Its gradient vanishes at both ends, so a mislabelled pair costs little.
 """
 
 from __future__ import annotations
