@@ -226,7 +226,7 @@ class Learner:
     def _draw(self, pool: PairPool, generator: Generator) -> _Batch:
         pairs = pool.rows(torch.randperm(len(pool), generator=generator)[: self._pairs].tolist())
         draw = self.policy.draw_noising
-        if getattr(self.objective, "paired", True):
+        if self.objective.paired:
             # one sigma and noise for both sides: their difference then has no noise-level variance
             shared = draw(pairs.positive.latents, generator)
             return _Batch(pairs, shared, shared)

@@ -184,6 +184,11 @@ class Objective(Protocol):
     @property
     def needs_z0(self) -> bool: ...
 
+    @property
+    def paired(self) -> bool:
+        """Whether both sides of a row share prompt, noise level and noise."""
+        ...
+
     def with_beta(self, beta: float) -> Objective:
         """The same objective at another beta."""
         ...

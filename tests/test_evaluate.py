@@ -83,7 +83,7 @@ def tuned(policy):
         rewards,
         {"rightness"},
         PROMPTS,
-        tuned_weights=shifted(policy, -1.0),
+        tuned_weights=shifted(policy, -0.4),
         diversity=PointEncoder(),
         **{**FAST, "steps": 8},
     )
@@ -151,11 +151,11 @@ class TestTuned:
         """Weights tuned in place: the base side is still the start, and the tuned side the weights in place."""
         moved = ToyPolicy()
         with torch.no_grad():
-            for name, value in shifted(moved, -1.0).items():
+            for name, value in shifted(moved, -0.4).items():
                 moved.trainable()[name].copy_(value)
         here = ev.evaluate(moved, {"rightness": Rightness()}, set(), PROMPTS[:8], **FAST)
         there = ev.evaluate(
-            policy, {"rightness": Rightness()}, set(), PROMPTS[:8], tuned_weights=shifted(policy, -1.0), **FAST
+            policy, {"rightness": Rightness()}, set(), PROMPTS[:8], tuned_weights=shifted(policy, -0.4), **FAST
         )
         for side in ("base", "tuned", "same_seed"):
             np.testing.assert_array_equal(here.sides[side].scores["rightness"], there.sides[side].scores["rightness"])
@@ -165,7 +165,7 @@ class TestTuned:
         rewards = {"rightness": Rightness(), "only_upper": OnlyUpper(), "spread": Spread()}
         again = ev.evaluate(
             policy, rewards, {"rightness"}, PROMPTS,
-            tuned_weights=shifted(policy, -1.0), diversity=PointEncoder(), base=tuned.sides["base"],
+            tuned_weights=shifted(policy, -0.4), diversity=PointEncoder(), base=tuned.sides["base"],
             **{**FAST, "steps": 8},
         )  # fmt: skip
         assert again.rewards == tuned.rewards

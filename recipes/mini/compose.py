@@ -27,7 +27,7 @@ LEAD_PROGRAMS = {  # General MIDI, from 0: (main world, the judge's other timbre
     "marimba": (12, 11),
     "accordion": (21, 23),
 }
-LEAD_CENTRE = {"low": 57, "high": 74}
+LEAD_TONIC = {"low": 48, "high": 60}  # the lowest key of a melody in C; low melodies in F and G start below it
 SUSTAINED = {"violin", "flute", "trumpet", "saxophone", "organ", "synth", "accordion"}
 
 PROGRESSIONS = {
@@ -295,38 +295,37 @@ def programs(clip: Clip, world: int = 0) -> dict[int, int]:
     return table
 
 
-def _scale_key(clip: Clip, degree: int, base: int) -> int:
-    octave, step = divmod(degree, 7)
-    return base + clip.tonic + 12 * octave + SCALES[clip.mode][step]
+def _interval(clip: Clip, degree: int, steps: int) -> int:
+    """Semitones from a scale degree up to the one `steps` scale steps above it."""
+    octaves, end = divmod(degree % 7 + steps, 7)
+    scale = SCALES[clip.mode]
+    return 12 * octaves + scale[end] - scale[degree % 7]
 
 
-def _keys(clip: Clip, degree: int, what: str, octave: int) -> list[int]:
-    def tone(i: int) -> int:
-        return _scale_key(clip, degree + 2 * (i % 3) + 7 * (i // 3), octave)
-
-    def fold(key: int) -> int:  # keep an accompaniment near its octave, whatever the chord's root
-        return key - 12 if key - octave > 11 else key
-
+def _keys(clip: Clip, degree: int, what: str, lowest: int) -> list[int]:
+    """Keys of a part of a chord whose root lies in the octave that starts at `lowest`."""
+    root = lowest + (clip.tonic + SCALES[clip.mode][degree % 7] - lowest) % 12
     if what == "-":
         return []
     if what == "R":
-        return [fold(tone(0))]
+        return [root]
     if what == "O":
-        return [fold(tone(0)) + 12]
+        return [root + 12]
     if what == "F":
-        return [fold(tone(0)) + 7]
+        return [root + _interval(clip, degree, 4)]
     if what == "P":
-        return [fold(tone(0)), fold(tone(0)) + 7, fold(tone(0)) + 12]
+        return [root, root + _interval(clip, degree, 4), root + 12]
     if what == "C":
-        return [fold(tone(0)), fold(tone(1)), fold(tone(2))]
-    return [tone(int(what))]
+        return [root + _interval(clip, degree, 2 * i) for i in range(3)]
+    third, octave = int(what) % 3, int(what) // 3
+    return [root + _interval(clip, degree, 2 * third) + 12 * octave]
 
 
 def _melody(clip: Clip, rng: random.Random, bars: int, metre: int, beat: float, chord_at) -> list[Note]:
     """A motif of one bar, repeated on each bar's chord: chord tones on the beats, scale steps between."""
     cell = rng.choice(CELLS[clip.density, metre])
     steps = [rng.choice((-2, -1, -1, 1, 1, 2)) for _ in cell]
-    base = LEAD_CENTRE[clip.register] - 7
+    tonic = LEAD_TONIC[clip.register] + (clip.tonic if clip.register == "high" or not clip.tonic else clip.tonic - 12)
     notes: list[Note] = []
     degree = rng.choice((2, 4, 7))
     for bar in range(bars):
@@ -341,7 +340,9 @@ def _melody(clip: Clip, rng: random.Random, bars: int, metre: int, beat: float, 
             held = 0.95 if clip.lead in SUSTAINED else 1.1
             velocity = 112 if position % metre == 0 else 100
             notes.append(
-                Note(position * beat, (position + length * held) * beat, 0, _scale_key(clip, degree, base), velocity)
+                Note(
+                    position * beat, (position + length * held) * beat, 0, tonic + _interval(clip, 0, degree), velocity
+                )
             )
             position += length
     return notes

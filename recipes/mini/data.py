@@ -15,7 +15,7 @@ import numpy as np
 from render import SAMPLES, Renderer
 from world import WORKS, Clip, draw_clip
 
-COUNTS = {"train": 36_000, "test": 2_048, "judge": 10_000}
+COUNTS = {"train": 24_000, "test": 2_048, "judge": 6_000}
 HELD_OUT_EVERY = 4  # every fourth test clip has a (style, lead) pair that is never trained on
 FLUID = "/usr/share/sounds/sf3/FluidR3Mono_GM.sf3"  # Debian: fluidr3mono-gm-soundfont (MIT)
 MUSESCORE = "/usr/share/sounds/sf3/MuseScore_General_Lite.sf3"  # Debian: musescore-general-soundfont-small (MIT)

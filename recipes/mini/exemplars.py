@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from data import audio, clip_of
+from data import COUNTS, audio, clip_of
 from features import waves
 
 from dragon.encoders import CodecEncoder, MiniEncoder
@@ -35,7 +35,7 @@ def renders(work: Path, rows: Iterable[int]) -> Iterator[Media]:
 
 def of_style(style: str, count: int, start: int) -> list[int]:
     """Rows of the first training clips of a style, from `start` on."""
-    return [i for i in range(start, 36_000) if clip_of("train", i).style == style][:count]
+    return [i for i in range(start, COUNTS["train"]) if clip_of("train", i).style == style][:count]
 
 
 @torch.no_grad()

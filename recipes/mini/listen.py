@@ -35,7 +35,7 @@ from world import (
     vocabulary,
 )
 
-from dragon.mini import save_module
+from dragon.mini import load_encoder, load_judge, load_readers, save_module
 from dragon.mini.codec import MiniCodec, stacked_bands
 from dragon.mini.encoder import MiniAudioTextEncoder
 from dragon.mini.judge import MiniJudge
@@ -101,10 +101,17 @@ def retrieval(model: MiniAudioTextEncoder | MiniJudge, work: Path, *, full: bool
     return float(np.mean(hits))
 
 
-def train_pair(work: Path, name: str, minutes: float, batch: int = 96) -> None:
-    """The audio-text encoder ("encoder", on the training works) or the judge ("judge", on its own)."""
+def train_pair(work: Path, name: str, minutes: float, start: Path | None = None, batch: int = 96) -> None:
+    """The audio-text encoder ("encoder", on the training works) or the judge ("judge", on its own).
+
+    start: folder of weights to go on from; None: from nothing.
+    """
     torch.manual_seed({"encoder": 10, "judge": 20}[name])
-    model = MiniAudioTextEncoder(vocabulary()) if name == "encoder" else MiniJudge(vocabulary())
+    model: MiniAudioTextEncoder | MiniJudge
+    if start:
+        model = (load_encoder(start) if name == "encoder" else load_judge(start)).train().requires_grad_(True)
+    else:
+        model = MiniAudioTextEncoder(vocabulary()) if name == "encoder" else MiniJudge(vocabulary())
     ears = Ears(work, "train" if name == "encoder" else "judge", batch, seed=30)
     _optimise(
         name,
@@ -130,10 +137,11 @@ def _pair_loss(model: MiniAudioTextEncoder | MiniJudge, x: Tensor, clips: list[C
     return contrastive_loss(model.pooled(frames.float()), model.embed_text(texts), model.log_scale)
 
 
-def train_readers(work: Path, minutes: float, batch: int = 128) -> None:
-    """The readers, on the training works."""
+def train_readers(work: Path, minutes: float, start: Path | None = None, batch: int = 128) -> None:
+    """The readers, on the training works; start: as for `train_pair`."""
     torch.manual_seed(40)
-    model, ears = MiniReaders(ATTRIBUTES), Ears(work, "train", batch, seed=50)
+    model = load_readers(start).train().requires_grad_(True) if start else MiniReaders(ATTRIBUTES)
+    ears = Ears(work, "train", batch, seed=50)
 
     def loss(step: int) -> Tensor:
         x, clips = ears.draw(step)
@@ -191,9 +199,10 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--part", choices=("encoder", "judge", "readers"), required=True)
     parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--start", type=Path, help="folder of earlier weights to go on from")
     options = parser.parse_args()
     if not (options.work / f"{options.part}.json").exists():
         if options.part == "readers":
-            train_readers(options.work, options.minutes)
+            train_readers(options.work, options.minutes, options.start)
         else:
-            train_pair(options.work, options.part, options.minutes)
+            train_pair(options.work, options.part, options.minutes, options.start)
