@@ -46,8 +46,8 @@ ROWS = (
     Row("CLAP score", "mini_clap", "clap_score"),
     Row("song distance to music + CLAP", "mini_song_fad", "song_frechet"),
     Row("song distance to disco + CLAP, style left open", "mini_song_fad_style", "song_frechet"),
-    Row("random labels", "mini_song_fad", "song_frechet", ("--contrast", "{name: random_labels}"), control=True),
-    Row("own samples as exemplars", "mini_song_fad", "song_frechet", SELF, control=True),
+    Row("random labels", "mini_song_fad", "song_frechet", ("--contrast.name", "random_labels"), control=True),
+    Row("own samples as exemplars", "mini_control_self", "song_frechet", control=True),
 )
 
 
@@ -124,7 +124,7 @@ def table(rows: list[dict], settings: dict[str, object]) -> str:
         f"Made by `python benchmarks/tuning.py` on {settings['machine']}; {settings['prompts']} held-out prompts, two "
         "independent samples a prompt and side. A cell is the probability that a tuned sample beats a base sample of "
         "the same prompt, in per cent, with a 95 % interval over prompts and training seeds; 50 is no change. The "
-        "target of a row is bold. The judge is never trained on. Controls run at the settings of the row above them.",
+        "target of a row is bold. The judge is never trained on. Controls run at the settings of the second row.",
         "",
         "| row | seeds | steps | minutes | song distance | song distance, other clips | CLAP score | judge "
         "| diversity |",

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from dragon.errors import ConfigError, DragonError
 
@@ -242,7 +242,9 @@ def _parsed(schema: type[Any], arguments: list[str], program: str, default: Any 
     @rules.primitive_rule
     def as_yaml(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
         """Options and lists of plug-ins have no flags of their own: they are written as in the file."""
-        if info.type not in (dict[str, object], tuple[RewardSpec, ...], tuple[Spec, ...], Spec | None):
+        # tyro hands over typing.Tuple[...] for some defaults, which does not equal tuple[...]
+        of_specs = get_origin(info.type) is tuple and get_args(info.type) in ((RewardSpec, ...), (Spec, ...))
+        if not of_specs and info.type not in (dict[str, object], Spec | None):
             return None
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,

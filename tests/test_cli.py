@@ -68,6 +68,16 @@ def dragon(capsys, *arguments: str) -> tuple[int, str, str]:
     return status, said.out, said.err
 
 
+def test_a_list_on_the_command_line_replaces_that_of_the_file(capsys, folder):
+    """Two rewards in the file, one in the flag: one is left."""
+    text = (folder / "run.yaml").read_text(encoding="utf-8")
+    two = text.replace('rewards: [{name: "points.py:Axis"}]', 'rewards: [{name: "points.py:Axis"}, {name: random}]')
+    assert two != text
+    (folder / "run.yaml").write_text(two, encoding="utf-8")
+    status, out, _ = dragon(capsys, "train", "run.yaml", "--dry_run", "--rewards", "[{name: random}]")
+    assert status == 0 and out.count("Axis") == 0 and "- name: random" in out
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,13 +31,13 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def load_pipeline(folder: str | Path | None = None) -> MiniPipeline:
     """The text-to-music pipeline of a folder; None: the shipped one."""
-    import torch
-
     from dragon.mini.pipeline import MiniPipeline
 
     where = _existing(Path(folder) if folder else WEIGHTS / "pipeline", "model_index.json", "a MiniPipeline")
-    pipeline = MiniPipeline.from_pretrained(str(where), local_files_only=True)
-    pipeline.to(torch.float32)  # stored in half precision, computed in single
+    with _without_progress_bars():
+        pipeline = MiniPipeline.from_pretrained(str(where), local_files_only=True)
+    for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
+        part.float()  # stored in half precision, computed in single
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -147,6 +149,22 @@ def text_config(words: int, width: int = 128, layers: int = 2) -> Any:
         pad_token_id=0,
         eos_token_id=2,
     )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """A small model loads in a moment: diffusers and transformers draw no bars for it."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [part for part in (diffusers_logging, transformers_logging) if part.is_progress_bar_enabled()]
+    for part in shown:
+        part.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for part in shown:
+            part.enable_progress_bar()
 
 
 def _existing(folder: Path, marker: str, what: str) -> Path:

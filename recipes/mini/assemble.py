@@ -68,7 +68,9 @@ if __name__ == "__main__":
         options.denoiser or options.work / "denoiser_trained.pt",
         options.codec or options.work / "codec_trained",
     )
-    made.to(torch.float16).save_pretrained(options.out / "pipeline")
+    for part in (made.text_encoder, made.denoiser, made.codec):
+        part.half()
+    made.save_pretrained(options.out / "pipeline")
     for part in ("encoder", "judge", "readers"):
         if (options.work / part).exists():
             shutil.copytree(options.work / part, options.out / part, dirs_exist_ok=True)

@@ -87,7 +87,7 @@ def figures(quality: dict[str, Any], weights: Path) -> str:
         ]
     lines += [
         "",
-        f"Memorisation: cosine distance to the nearest of the training clips (audio-text encoder), median "
+        f"Memorisation: cosine distance to the nearest of {settings['training_clips']:,} training clips (audio-text encoder), median "
         f"{near['generated']['median']:.3f} (5 %: {near['generated']['5 %']:.3f}) for samples, "
         f"{near['real']['median']:.3f} ({near['real']['5 %']:.3f}) for held-out real clips.",
         "",
@@ -154,7 +154,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--note", default="", help="a sentence on how these weights came about, put under Costs")
     options = parser.parse_args()
     measured = json.loads((options.weights / "quality.json").read_text(encoding="utf-8"))
-    card = head(options.weights, costs(options.work)) + "\n" + figures(measured, options.weights)
+    card = (
+        head(options.weights, f"{costs(options.work)} {options.note}".strip())
+        + "\n"
+        + figures(measured, options.weights)
+    )
     (options.weights / "README.md").write_text(card, encoding="utf-8")

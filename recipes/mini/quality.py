@@ -26,6 +26,8 @@ from dragon.mini.pipeline import MiniPipeline
 from dragon.mini.readers import MiniReaders
 from dragon.rewards import frechet_distance, kernel_distance
 
+TRAINING_CLIPS = 6_000  # among which the nearest is looked for
+
 
 def generate(pipeline: MiniPipeline, prompts: list[str], steps: int, guidance: float, seed: int = 5) -> Tensor:
     """(b, 81920), one clip a prompt, each from a seed of its own."""
@@ -89,18 +91,14 @@ def measure(work: Path, weights: Path, clips: int, steps: int, guidance: float) 
     other = in_batches(encoder.embed_audio, waves(audio(work, "test"), range(clips, 2 * clips)))
     text, judged_text = encoder.embed_text(texts), judge.embed_text(texts)
     judged = {name: in_batches(judge.embed_audio, side) for name, side in sides.items()}
-    stored = torch.cat(
-        [
-            encoder.pooled(
-                encoder.frames_of_bands(torch.from_numpy(bands(work, "train")[i : i + 250].astype(np.float32)))
-            )
-            for i in range(0, COUNTS["train"], 250)
-        ]
+    stored = in_batches(
+        lambda x: encoder.pooled(encoder.frames_of_bands(x)),
+        torch.from_numpy(bands(work, "train")[:TRAINING_CLIPS].astype(np.float32)),
     )
     near = {name: nearest(vectors[name], stored) for name in ("generated", "real")}
-    latents = {name: in_batches(pipeline.codec.encode, side)[:, :, :].flatten(0, 1) for name, side in sides.items()}
+    latents = {name: in_batches(pipeline.codec.encode, side).flatten(0, 1) for name, side in sides.items()}
     return {
-        "settings": {"clips": clips, "steps": steps, "guidance": guidance},
+        "settings": {"clips": clips, "steps": steps, "guidance": guidance, "training_clips": TRAINING_CLIPS},
         "adherence": read,
         "relative_adherence": {n: read["generated"][n] / read["real"][n] for n in read["real"]},
         "reader_accuracy": accuracy(readers, work),
