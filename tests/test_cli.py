@@ -71,11 +71,14 @@ def dragon(capsys, *arguments: str) -> tuple[int, str, str]:
 def test_a_list_on_the_command_line_replaces_that_of_the_file(capsys, folder):
     """Two rewards in the file, one in the flag: one is left."""
     text = (folder / "run.yaml").read_text(encoding="utf-8")
-    two = text.replace('rewards: [{name: "points.py:Axis"}]', 'rewards: [{name: "points.py:Axis"}, {name: random}]')
+    two = text.replace(
+        'rewards: [{name: "points.py:Axis"}]',
+        'rewards: [{name: "points.py:Axis"}, {name: "points.py:Axis", options: {axis: 1}}]',
+    )
     assert two != text
     (folder / "run.yaml").write_text(two, encoding="utf-8")
-    status, out, _ = dragon(capsys, "train", "run.yaml", "--dry_run", "--rewards", "[{name: random}]")
-    assert status == 0 and out.count("Axis") == 0 and "- name: random" in out
+    status, out, _ = dragon(capsys, "train", "run.yaml", "--dry_run", "--rewards", "[{name: 'points.py:Axis'}]")
+    assert status == 0 and out.count("Axis") == 1 and "axis: 1" not in out
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -87,7 +87,8 @@ def figures(quality: dict[str, Any], weights: Path) -> str:
         ]
     lines += [
         "",
-        f"Memorisation: cosine distance to the nearest of {settings['training_clips']:,} training clips (audio-text encoder), median "
+        f"Memorisation: cosine distance to the nearest of {settings['training_clips']:,} training clips "
+        f"(audio-text encoder), median "
         f"{near['generated']['median']:.3f} (5 %: {near['generated']['5 %']:.3f}) for samples, "
         f"{near['real']['median']:.3f} ({near['real']['5 %']:.3f}) for held-out real clips.",
         "",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from data import COUNTS, HELD_OUT_EVERY, audio, clip_of
+from data import HELD_OUT_EVERY, audio, clip_of
 from features import bands, waves
 from listen import accuracy, retrieval
 from torch import Tensor
