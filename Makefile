@@ -4,6 +4,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+DEV := $(VENV)/.dev
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # torch and the others, by name only: looking for them takes no time, importing them takes seconds
@@ -23,29 +24,34 @@ $(BIN)/python:
 # after adding a module, run it again
 setup: $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' --config-settings editable_mode=strict
+	@touch $(DEV)
+
+# what test, lint and types need: set up once, and again when the dependencies change
+$(DEV): pyproject.toml
+	@$(MAKE) --no-print-directory setup
 
 demo: $(BIN)/python
 	@$(HAS_RUNTIME) || $(BIN)/python -m pip install -q --disable-pip-version-check -e . --config-settings editable_mode=strict
 	$(MALLOC) HF_HUB_OFFLINE=1 $(BIN)/python -m dragon train configs/demo.yaml $(ARGS)
 
-test:
+test: $(DEV)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
 
-test-all:
+test-all: $(DEV)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" --timeout=3600 $(ARGS)
 
 check: lint types test
 
-format:
+format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-lint:
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 # One tree of links as it is installed: `mypy -p dragon` would skip rewards/ and exemplars/ without a word.
-types:
+types: $(DEV)
 	rm -rf build/types && mkdir -p build/types/dragon
 	ln -s $(CURDIR)/dragon/* $(CURDIR)/rewards $(CURDIR)/exemplars build/types/dragon/
 	ln -s $(CURDIR)/tests build/types/tests
