@@ -142,13 +142,17 @@ def head(weights: Path, costs: str) -> str:
 def costs(work: Path) -> str:
     """CPU time of the stages, from what they left in the work folder."""
     rendered = sum(json.loads(p.read_text())["cpu_seconds"] for p in (work / "done").glob("*") if p.stat().st_size)
-    decoder, denoiser = (json.loads((work / f"{name}.json").read_text()) for name in ("decoder", "denoiser"))
+    stages = {name: json.loads((work / f"{name}.json").read_text()) for name in ("decoder", "denoiser", *_LISTENERS)}
+    steps, error = stages["denoiser"]["steps"], stages["denoiser"]["history"][-1][2]
+    spent = {name: f"{stage['cpu_seconds']:,}" for name, stage in stages.items() if "cpu_seconds" in stage}
     return (
-        f"CPU-seconds on one thread of a two-core cloud machine (AMD EPYC, no GPU): rendering {rendered:,.0f}; decoder "
-        f"{decoder['cpu_seconds']:,} ({decoder['steps']:,} steps); denoiser {denoiser['cpu_seconds']:,} "
-        f"({denoiser['steps']:,} steps of 64, held-out velocity error {denoiser['history'][-1][2]:.3f}); audio-text "
-        "encoder 660; judge 420; readers 240."
+        f"CPU-seconds on one thread of a two-core cloud machine (AMD EPYC, no GPU): rendering {rendered:,.0f}; "
+        + "; ".join(f"{name} {seconds}" for name, seconds in spent.items())
+        + f". Denoiser: {steps:,} steps of 64, held-out velocity error {error:.3f}."
     )
+
+
+_LISTENERS = ("encoder", "judge", "readers")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ import torch
 from data import COUNTS, audio, clip_of
 from features import waves
 
-from dragon.encoders import CodecEncoder, MiniEncoder
+from dragon.encoders.codec import CodecEncoder
+from dragon.encoders.mini import MiniEncoder
 from dragon.exemplars import build_from_media
 from dragon.media import Media
 from dragon.mini import load_pipeline, prompts
@@ -57,7 +58,7 @@ def main(work: Path, out: Path) -> None:
         "mini_music_clap": (encoder, renders(work, range(CLIPS)), "renders of 800 training works"),
         "mini_disco": (codec, renders(work, of_style("disco", 400, 0)), "renders of 400 disco works"),
         "mini_lullaby": (codec, renders(work, of_style("lullaby", 400, 0)), "renders of 400 lullaby works"),
-        "mini_self": (codec, own_samples(CLIPS), "800 samples of the untuned built-in model, 8 steps, guidance 2"),
+        "mini_self": (codec, own_samples(500), "500 samples of the untuned built-in model, 8 steps, guidance 2"),
     }
     for name, (ears, media, source) in sets.items():
         batches = list(media)

@@ -113,7 +113,7 @@ def train_pair(work: Path, name: str, minutes: float, start: Path | None = None,
     else:
         model = MiniAudioTextEncoder(vocabulary()) if name == "encoder" else MiniJudge(vocabulary())
     ears = Ears(work, "train" if name == "encoder" else "judge", batch, seed=30)
-    _optimise(
+    spent = _optimise(
         name,
         model,
         minutes,
@@ -123,7 +123,7 @@ def train_pair(work: Path, name: str, minutes: float, start: Path | None = None,
     report = {"full_captions": retrieval(model, work, full=True), "half_captions": retrieval(model, work, full=False)}
     print(name, report, flush=True)
     save_module(model, work / name)
-    (work / f"{name}.json").write_text(json.dumps(report))
+    (work / f"{name}.json").write_text(json.dumps(report | {"cpu_seconds": round(spent)}))
 
 
 def _pair_loss(model: MiniAudioTextEncoder | MiniJudge, x: Tensor, clips: list[Clip], words: random.Random) -> Tensor:
@@ -153,12 +153,12 @@ def train_readers(work: Path, minutes: float, start: Path | None = None, batch: 
             parts.append(F.cross_entropy(logits[name], target))
         return torch.stack(parts).mean()
 
-    _optimise("readers", model, minutes, loss)
+    spent = _optimise("readers", model, minutes, loss)
     model.eval()
     report = accuracy(model, work)
     print("readers", report, flush=True)
     save_module(model, work / "readers")
-    (work / "readers.json").write_text(json.dumps(report))
+    (work / "readers.json").write_text(json.dumps(report | {"cpu_seconds": round(spent)}))
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def accuracy(model: MiniReaders, work: Path) -> dict[str, float]:
 
 
 def _optimise(name: str, model: nn.Module, minutes: float, loss_of: Callable[[int], Tensor]) -> None:
-    """AdamW within a budget of CPU time; leaves the averaged weights in the model."""
+    """AdamW within a budget of CPU time; leaves the averaged weights in the model. Returns CPU seconds."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05)
     average, budget, step, shown = Average(model, 0.998), Budget(minutes), 0, 0.0
     while budget.fraction < 1.0:
@@ -192,6 +192,7 @@ def _optimise(name: str, model: nn.Module, minutes: float, loss_of: Callable[[in
         if step % 50 == 0:
             print(f"{name} step {step} loss {shown:.4f} {budget.spent:.0f}/{budget.total:.0f} CPU-s", flush=True)
     average.copy_to(model)
+    return budget.spent
 
 
 if __name__ == "__main__":

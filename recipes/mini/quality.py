@@ -138,6 +138,7 @@ def page(work: Path, weights: Path, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     pipeline = load_pipeline(weights / "pipeline")
     rows = [0, 1, 2, 4, 5, 6]
@@ -155,7 +156,10 @@ def page(work: Path, weights: Path, path: Path) -> None:
             axes[row, column].set_xlabel("seconds")
             axes[row, column].set_ylabel("band")
     figure.tight_layout()
-    figure.savefig(path, dpi=60)
+    figure.savefig(path, dpi=55)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(64)  # the package carries it: a quarter of the size
+    small.save(path, optimize=True)
 
 
 if __name__ == "__main__":
