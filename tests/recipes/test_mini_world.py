@@ -105,7 +105,7 @@ def test_attributes_move_what_they_name(world: ModuleType, composer: ModuleType)
     """Busy melodies have more notes, high ones lie higher, loud ones are struck harder, means over many works."""
     clips = [world.draw_clip(i) for i in range(600)]
 
-    def mean(name: str, value: str, of) -> float:  # type: ignore[no-untyped-def]
+    def mean(name: str, value: str, of) -> float:
         lead = [[n for n in composer.compose(c) if n.channel == 0] for c in clips if getattr(c, name) == value]
         return sum(of(notes) for notes in lead) / len(lead)
 
