@@ -41,7 +41,7 @@ class LevelSpread:
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.filterwarnings("error::dragon.testing.TrainsBadly")
 def test_the_policy_keeps_its_contract(tuning):
-    check_policy(MiniPolicy(random_pipeline(), tuning=tuning, rank=2), ("piano and drums", "slow strings"))
+    check_policy(MiniPolicy(random_pipeline(), tuning=tuning, rank=2), ("piano, drums", "slow strings"))
 
 
 @pytest.mark.slow
