@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 from pathlib import Path
@@ -71,6 +72,9 @@ if __name__ == "__main__":
     for part in (made.text_encoder, made.denoiser, made.codec):
         part.half()
     made.save_pretrained(options.out / "pipeline")
+    for config in (options.out / "pipeline").glob("*/config.json"):  # a path on the building machine is no setting
+        kept = {k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}
+        config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for part in ("encoder", "judge", "readers"):
         if (options.work / part).exists():
             shutil.copytree(options.work / part, options.out / part, dirs_exist_ok=True)
