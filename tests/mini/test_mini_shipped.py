@@ -69,7 +69,8 @@ def test_readers_hear_what_the_caption_asks(texts: list[str], clips: Tensor) -> 
     measured = json.loads((WEIGHTS / "quality.json").read_text(encoding="utf-8"))["adherence"]["generated"]
     for name in ("tempo", "drums", "style", "lead"):
         right = sum(heard[name][2 * i + j] == asked[name] for i, asked in enumerate(ASKED) for j in range(2))
-        assert right >= binom.ppf(0.01, len(texts), measured[name]), (name, heard[name])
+        least = binom.ppf(0.01, len(texts), measured[name])
+        assert right >= (least if name == "lead" else max(10, least)), (name, heard[name])
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_judge])
