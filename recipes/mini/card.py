@@ -12,8 +12,8 @@ from dragon.mini import WEIGHTS
 HEAD = """# The built-in text-to-music model
 
 Caption -> 5.12 s of music, 16 kHz mono, on a laptop's CPU. Small on purpose: it is there so that reward tuning can
-be run, heard and checked anywhere. Everything in this folder was made by the scripts of `recipes/mini` (how exactly: Costs)
-from packages of PyPI and Debian; nothing was downloaded from a model hub.
+be run, heard and checked anywhere. Everything in this folder was made by the scripts of `recipes/mini` (see
+Costs) from packages of PyPI and Debian; nothing was downloaded from a model hub.
 
 | part | what it is | million parameters |
 | --- | --- | --- |
