@@ -41,7 +41,6 @@ class Row:
     control: bool = False
 
 
-SELF = ("--rewards", "[{name: song_frechet, options: {exemplars: mini_self}}]")
 ROWS = (
     Row("CLAP score", "mini_clap", "clap_score"),
     Row("song distance to music + CLAP", "mini_song_fad", "song_frechet"),

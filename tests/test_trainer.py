@@ -18,6 +18,7 @@ from dragon.errors import ConfigError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.objectives import DPO, KTO, NFT, BestOfK
 from dragon.policy.base import DiffusionPolicy
+from dragon.policy.mini import MiniPolicy
 from dragon.policy.toy import ToyPolicy
 from dragon.policy.tuning import LoraTuning
 from dragon.protocols import Objective, Policy
@@ -44,6 +45,10 @@ class Reward:
 
 def height(points: Tensor, media: Media) -> Tensor:
     return points[:, 1]
+
+
+def loudness(start: Tensor, media: Media) -> Tensor:
+    return media.tensor.double().square().mean((1, 2))
 
 
 def toy() -> ToyPolicy:
@@ -147,7 +152,17 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("make", RESUMED.values(), ids=RESUMED)
+def built_in() -> Trainer:
+    return trainer(NFT(), rewards=[Reward(loudness)], policy=MiniPolicy(rank=4), prompts=("fast funk", "slow waltz"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(pytest.param(make, id=name) for name, make in RESUMED.items()),
+        pytest.param(built_in, id="built-in-model", marks=pytest.mark.slow),
+    ],
+)
 def test_two_n_steps_equal_n_and_resume_and_n_to_the_bit(make: Callable[[], Trainer], tmp_path: Path) -> None:
     whole = make()
     reports = list(whole.run(6))

@@ -1,4 +1,7 @@
-"""Stage 2: log bands of every clip, then the codec's transform and every clip's latents. Resumable."""
+"""Stage 2: log bands of every clip, then the codec's transform and every clip's latents. Resumable.
+
+After stage 3 also the bands of decoded training clips: the readers learn to hear what users hear.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from dragon.mini.analysis import BANDS, FRAMES, Bands
 from dragon.mini.codec import MiniCodec, stacked_bands
 
 SPLITS = ("test", "train", "judge")
+DECODED = 8_000  # of the first training clips
 
 
 def waves(store: np.ndarray, rows: np.ndarray | range | list[int]) -> Tensor:
@@ -78,14 +82,38 @@ def encode(work: Path, codec: MiniCodec, split: str) -> None:
     os.replace(path.with_suffix(".tmp.npy"), path)
 
 
+def decoded_bands(work: Path) -> np.ndarray:
+    """(DECODED, 320, 88) float16, memory-mapped: the first training clips as the trained codec plays them."""
+    return np.load(work / "bands_decoded.npy", mmap_mode="r")
+
+
+@torch.no_grad()
+def decode(work: Path) -> None:
+    """Writes bands_decoded.npy."""
+    path = work / "bands_decoded.npy"
+    if path.exists():
+        return
+    codec, analysis = MiniCodec.from_pretrained(work / "codec_trained"), Bands()
+    latents, out = np.load(work / "latents_train.npy", mmap_mode="r"), np.zeros((DECODED, FRAMES, BANDS), np.float16)
+    for i in range(0, DECODED, 50):
+        out[i : i + 50] = analysis(codec.decode(torch.from_numpy(latents[i : i + 50].astype(np.float32)))).numpy()
+        if i % 1000 == 0:
+            print(f"decoded {i} of {DECODED}", flush=True)
+    np.save(path.with_suffix(".tmp.npy"), out)
+    os.replace(path.with_suffix(".tmp.npy"), path)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--fit", action="store_true", help="after all bands are there: fit and encode")
+    parser.add_argument("--decode", action="store_true", help="after stage 3: bands of decoded training clips")
     options = parser.parse_args()
-    if options.fit:
+    if options.decode:
+        decode(options.work)
+    elif options.fit:
         fitted = fit(options.work)
         for name in ("test", "train"):
             encode(options.work, fitted, name)

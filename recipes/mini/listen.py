@@ -1,7 +1,7 @@
 """Stage 5: train the audio-text encoder, the judge and the readers. Resumable: a finished part is kept.
 
-All three hear clips both as they are and as the codec's transform leaves them, so that they judge
-what is played and not whether it went through the codec.
+All three hear clips both as they are and as the codec leaves them, so that they judge what is played and
+not whether it went through the codec: encoder and judge after its transform, the readers after its decoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from budget import Average, Budget
 from data import COUNTS, clip_of
-from features import bands
+from features import DECODED, bands, decoded_bands
 from torch import Tensor, nn
 from world import (
     BPM,
@@ -55,23 +55,36 @@ ATTRIBUTES = {
 
 
 class Ears:
-    """Batches of log bands of a split, half of them as the codec leaves them."""
+    """Batches of log bands of a split."""
 
     def __init__(self, work: Path, split: str, batch: int, seed: int) -> None:
         self._bands, self._codec = bands(work, split), MiniCodec.from_pretrained(work / "codec_fitted")
-        self._split, self._batch, self._seed = split, batch, seed
+        self._work, self._batch, self._seed = work, batch, seed
         self.clips = [clip_of(split, i) for i in range(COUNTS[split])]
 
     @torch.no_grad()
     def draw(self, step: int) -> tuple[Tensor, list[Clip]]:
-        """(b, 320, 88) and the clips' truth."""
+        """(b, 320, 88) and the clips' truth; half of them through the codec's transform."""
         rng = np.random.default_rng((self._seed, step))
         rows = np.sort(rng.choice(len(self.clips), self._batch, replace=False))
         x = torch.from_numpy(self._bands[rows].astype(np.float32))
         coded = torch.from_numpy(rng.random(self._batch) < 0.5)
-        x = torch.where(coded[:, None, None], self.through_codec(x), x)
-        generator = torch.Generator().manual_seed(step)
-        return x + 0.1 * torch.randn(x.shape, generator=generator), [self.clips[i] for i in rows]
+        return self._with_noise(torch.where(coded[:, None, None], self.through_codec(x), x), step), self._truth(rows)
+
+    @torch.no_grad()
+    def draw_decoded(self, step: int) -> tuple[Tensor, list[Clip]]:
+        """As `draw`, on the training split; half of them as the trained decoder plays them."""
+        rng = np.random.default_rng((self._seed, step))
+        plain = np.sort(rng.choice(len(self.clips), self._batch // 2, replace=False))
+        played = np.sort(rng.choice(DECODED, self._batch - self._batch // 2, replace=False))
+        x = np.concatenate([self._bands[plain], decoded_bands(self._work)[played]]).astype(np.float32)
+        return self._with_noise(torch.from_numpy(x), step), self._truth(np.concatenate([plain, played]))
+
+    def _truth(self, rows: np.ndarray) -> list[Clip]:
+        return [self.clips[i] for i in rows]
+
+    def _with_noise(self, x: Tensor, step: int) -> Tensor:
+        return x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
 
     def through_codec(self, x: Tensor) -> Tensor:
         """Bands as the codec's transform (not its decoder) gives them back."""
@@ -144,7 +157,7 @@ def train_readers(work: Path, minutes: float, start: Path | None = None, batch: 
     ears = Ears(work, "train", batch, seed=50)
 
     def loss(step: int) -> Tensor:
-        x, clips = ears.draw(step)
+        x, clips = ears.draw_decoded(step)
         truth = [c.attributes() for c in clips]
         logits = model(x)
         parts = []
