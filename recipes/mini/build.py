@@ -1,6 +1,6 @@
 """Builds the built-in model from nothing: renders, trains, assembles, measures. Resumable: run it again.
 
-    python recipes/mini/build.py --work /some/large/disk      # 8 GB, two CPU-hours of training
+    python recipes/mini/build.py --work /some/large/disk      # 8 GB, three CPU-hours of training
 
 Needs Debian's packages fluidr3mono-gm-soundfont and musescore-general-soundfont-small, and from PyPI,
 besides this project: `pip install --no-deps tinysoundfont` (its PyAudio dependency is for live sound).
@@ -70,7 +70,7 @@ def build(work: Path, denoiser_minutes: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for audio and training states")
-    parser.add_argument("--denoiser-minutes", type=float, default=58.0, help="CPU minutes of the denoiser")
+    parser.add_argument("--denoiser-minutes", type=float, default=115.0, help="CPU minutes of the denoiser")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     build(options.work.resolve(), options.denoiser_minutes)

@@ -1,6 +1,6 @@
 """The shipped weights: small enough, whole, and music that follows its caption.
 
-Bounds come from the model card's figures, so that they fail when something broke, not by chance.
+Bounds lie well below what was seen, so that they fail when something broke, not by chance.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from dragon.mini import WEIGHTS, load_encoder, load_judge, load_pipeline, load_readers, prompts, vocabulary
@@ -64,13 +63,11 @@ def test_clips_are_sound(clips: Tensor) -> None:
 
 
 def test_readers_hear_what_the_caption_asks(texts: list[str], clips: Tensor) -> None:
-    """As often as the card says: at least the 1 % quantile of 16 draws at the measured rate (chance: lead .1)."""
+    """Seen: 14, 14, 16 and 16 of 16, two clips a caption (chance: style .08, lead .1, tempo .33, drums .5)."""
     heard = load_readers().read(clips)
-    measured = json.loads((WEIGHTS / "quality.json").read_text(encoding="utf-8"))["adherence"]["generated"]
     for name in ("tempo", "drums", "style", "lead"):
         right = sum(heard[name][2 * i + j] == asked[name] for i, asked in enumerate(ASKED) for j in range(2))
-        least = binom.ppf(0.01, len(texts), measured[name])
-        assert right >= (least if name == "lead" else max(10, least)), (name, heard[name])
+        assert right >= 12, (name, heard[name])
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_judge])
