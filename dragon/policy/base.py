@@ -72,8 +72,8 @@ class Backbone(Protocol):
 class DiffusionPolicy:
     """A `Policy` made of a backbone and a tuning of its denoiser.
 
-    sampler: of roll-outs. precision: "bfloat16" runs the network of ROLL-OUTS under autocast; `predict`, which
-    losses are made of, is float32 always.
+    sampler: of roll-outs. precision: "bfloat16" runs the network under autocast, in roll-outs and in `predict`;
+    weights, latents, predictions, losses and the optimiser's state stay float32.
     """
 
     def __init__(
@@ -131,8 +131,7 @@ class DiffusionPolicy:
         sigmas = backbone.sigmas(steps).to(backbone.device)
         noise = SeededNoise(seeds).draw(backbone.event_shape).to(backbone.device, torch.float32)
         guided = Guided(backbone.denoiser, empty, guidance, cat=Cond.cat)
-        low = self._precision == "bfloat16"
-        with torch.autocast(backbone.device.type, dtype=torch.bfloat16, enabled=low):
+        with self._autocast():
             latents = last(_SAMPLERS[self._sampler](guided, sigmas[0] * noise, sigmas, cond)).float()
         broken = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if broken:
@@ -158,7 +157,13 @@ class DiffusionPolicy:
     def predict(self, latents: Tensor, noising: Noising, cond: Cond) -> Tensor:
         """(b, *d) the network's raw output for x = latents + sigma * noise; gradient reaches `trainable()`."""
         x = latents + per_row(noising.sigma, latents) * noising.noise
-        return self._backbone.denoiser.raw(x, noising.sigma, cond)
+        with self._autocast():
+            prediction = self._backbone.denoiser.raw(x, noising.sigma, cond)
+        return prediction.float()
+
+    def _autocast(self) -> torch.autocast:
+        low = self._precision == "bfloat16"
+        return torch.autocast(self._backbone.device.type, dtype=torch.bfloat16, enabled=low)
 
     def target(self, latents: Tensor, noising: Noising) -> Tensor:
         """(b, *d) what `predict` was trained to equal."""

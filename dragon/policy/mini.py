@@ -30,8 +30,9 @@ class MiniPolicy(DiffusionPolicy):
 
     folder: of a saved pipeline; None: the one shipped with the package; a loaded pipeline is taken over (moved to
     the device in float32, its denoiser changed). tuning, rank, alpha, targets, adapter_seed: see `LoraTuning`
-    (empty targets: the list above) and `FullTuning`. sampler, precision: of roll-outs. shift: of their flow times.
-    t_min, t_max: range of the flow times that training draws, inside the density it was pre-trained with.
+    (empty targets: the list above) and `FullTuning`. sampler: of roll-outs; shift: of their flow times.
+    precision: see `DiffusionPolicy`. t_min, t_max: range of the flow times that training draws, inside the density
+    it was pre-trained with.
 
     Raises:
         ConfigError: an unknown tuning, device, sampler or target, or an empty range of times.
