@@ -1,10 +1,11 @@
 """How much reward tuning gains on the built-in model, with its controls: docs/tuning.md from nothing.
 
-    python benchmarks/tuning.py --work runs/tuning          # resumable: finished runs are kept
+    python benchmarks/tuning.py          # resumable; what is finished lies in benchmarks/results/tuning
 
 Claim: tuning raises the target reward on held-out prompts with independent samples, while random labels
 and the base model's own samples as exemplars, at the same settings, leave everything where it was.
-Prints JSON; writes the table. Every run is an ordinary `dragon train`, one thread each.
+Prints JSON; writes the table from all finished runs. Every run is an ordinary `dragon train`, one thread each;
+a finished run whose configuration has changed since is run again.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from dragon.config import load, to_dict
 from dragon.intervals import win_shares
 from dragon.report.files import read_scores
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "tuning"
 DRAWS = 2000
 
 
@@ -34,29 +38,38 @@ DRAWS = 2000
 class Row:
     """One line of the table: a configuration, what is changed in it, and the reward it aims at."""
 
+    key: str
     name: str
     config: str
     target: str
-    changes: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
     control: bool = False
 
 
 ROWS = (
-    Row("CLAP score", "mini_clap", "clap_score"),
-    Row("song distance to music + CLAP", "mini_song_fad", "song_frechet"),
-    Row("song distance to disco + CLAP, style left open", "mini_song_fad_style", "song_frechet"),
-    Row("random labels", "mini_song_fad", "song_frechet", ("--contrast.name", "random_labels"), control=True),
-    Row("own samples as exemplars", "mini_control_self", "song_frechet", control=True),
+    Row("clap", "CLAP score", "mini_clap", "clap_score"),
+    Row("music", "song distance to music + CLAP", "mini_song_fad", "song_frechet"),
+    Row("disco", "song distance to disco + CLAP, style left open", "mini_song_fad_style", "song_frechet"),
+    Row("random", "random labels", "mini_song_fad", "song_frechet", {"contrast.name": "random_labels"}, control=True),
+    Row("self", "own samples as exemplars", "mini_control_self", "song_frechet", control=True),
 )
 
 
-def run(row: Row, seed: int, work: Path, extra: list[str]) -> Path:
+def settings_of(row: Row, seed: int) -> dict[str, object]:
+    """The run's filled configuration, without what does not change its result."""
+    filled = to_dict(load(ROOT / "configs" / f"{row.config}.yaml", {**row.changes, "seed": seed}))
+    return {k: v for k, v in filled.items() if k not in ("output_dir", "report_to", "resume_from_checkpoint")}
+
+
+def run(row: Row, seed: int, work: Path) -> None:
     """One run of a row; nothing if it is finished, the rest of it if it was interrupted."""
-    folder = work / f"{row.name.replace(' ', '_').replace('+', 'and').replace(',', '')}_{seed}"
+    kept, folder, settings = RESULTS / f"{row.key}_{seed}.json", work / f"{row.key}_{seed}", settings_of(row, seed)
+    if kept.exists() and json.loads(kept.read_text())["settings"] == settings:
+        return
     if not (folder / "evaluation.json").exists():
         command = [sys.executable, "-m", "dragon", "train", str(ROOT / "configs" / f"{row.config}.yaml")]
         command += ["--output_dir", str(folder), "--seed", str(seed), "--resume_from_checkpoint", "true"]
-        command += ["--report_to", "none", *row.changes, *extra]
+        command += ["--report_to", "none", *(word for k, v in row.changes.items() for word in (f"--{k}", v))]
         started = time.time()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (work / f"{folder.name}.log").open("a") as log:
@@ -64,7 +77,23 @@ def run(row: Row, seed: int, work: Path, extra: list[str]) -> Path:
         if code:
             raise RuntimeError(f"{' '.join(command)} ended with {code}; see {work / (folder.name + '.log')}")
         print(f"{row.name}, seed {seed}: {time.time() - started:.0f} s", flush=True)
-    return folder
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(result(folder, settings)) + "\n", encoding="utf-8")
+
+
+def result(folder: Path, settings: dict[str, object]) -> dict[str, object]:
+    """What the table needs of a finished run."""
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    return {
+        "settings": settings,
+        "machine": f"{platform.processor() or platform.machine()}, one thread a run",
+        "minutes": round(sum(sum(step["seconds"].values()) for step in log) / 60, 2),
+        "steps": len(log),
+        "diversity": evaluation["diversity"],
+        "gain_sd": {name: reward["gain_sd"] for name, reward in evaluation["rewards"].items()},
+        "shares": {name: values.tolist() for name, values in sorted(shares(folder).items())},
+    }
 
 
 def shares(folder: Path) -> dict[str, np.ndarray]:
@@ -94,33 +123,30 @@ def interval(by_seed: list[np.ndarray], rng: np.random.Generator) -> tuple[float
     return float(stacked.mean()), float(low), float(high)
 
 
-def summary(row: Row, folders: list[Path]) -> dict[str, object]:
-    """A row's figures over its seeds."""
+def summary(row: Row, runs: list[dict]) -> dict[str, object]:
+    """A row's figures over its finished seeds."""
     rng = np.random.default_rng(0)
-    evaluations = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
-    found = [shares(folder) for folder in folders]
-    diversity = [e["diversity"]["tuned"] / e["diversity"]["base"] - 1 for e in evaluations]
-    steps = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in folders]
+    rewards = sorted(runs[0]["shares"])
     return {
         "name": row.name,
         "control": row.control,
         "target": row.target,
-        "seeds": len(folders),
-        "steps": len(steps[0]),
-        "minutes": float(np.mean([sum(sum(s["seconds"].values()) for s in log) for log in steps])) / 60,
-        "win_rate": {reward: interval([f[reward] for f in found], rng) for reward in sorted(found[0])},
-        "gain_sd": {r: float(np.mean([e["rewards"][r]["gain_sd"] for e in evaluations])) for r in sorted(found[0])},
-        "diversity_change": float(np.mean(diversity)),
+        "seeds": len(runs),
+        "steps": runs[0]["steps"],
+        "minutes": float(np.mean([r["minutes"] for r in runs])),
+        "win_rate": {reward: interval([np.array(r["shares"][reward]) for r in runs], rng) for reward in rewards},
+        "gain_sd": {reward: float(np.mean([r["gain_sd"][reward] for r in runs])) for reward in rewards},
+        "diversity_change": float(np.mean([r["diversity"]["tuned"] / r["diversity"]["base"] - 1 for r in runs])),
     }
 
 
-def table(rows: list[dict], settings: dict[str, object]) -> str:
+def table(rows: list[dict], machine: str, prompts: int) -> str:
     """docs/tuning.md."""
     columns = ("song_frechet", "song_frechet_held_out", "clap_score", "judge_score")
     lines = [
         "# What tuning gains, and what drifts",
         "",
-        f"Made by `python benchmarks/tuning.py` on {settings['machine']}; {settings['prompts']} held-out prompts, two "
+        f"Made by `python benchmarks/tuning.py` on {machine}; {prompts} held-out prompts, two "
         "independent samples a prompt and side. A cell is the probability that a tuned sample beats a base sample of "
         "the same prompt, in per cent, with a 95 % interval over prompts and training seeds; 50 is no change. The "
         "target of a row is bold. The judge is never trained on. Controls run at the settings of the second row.",
@@ -145,19 +171,18 @@ def table(rows: list[dict], settings: dict[str, object]) -> str:
     return "\n".join(lines) + "\n" + ("\n" + notes.read_text(encoding="utf-8") if notes.exists() else "")
 
 
-def main(work: Path, seeds: int, workers: int, only: str, extra: list[str], out: Path) -> None:
+def main(work: Path, seeds: int, workers: int, only: list[str], out: Path) -> None:
     """Runs what is missing, then writes the table."""
     work.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in ROWS if only in row.name]
-    jobs = [(row, seed) for seed in range(seeds) for row in rows]  # seed by seed: a full table early
-    with ThreadPoolExecutor(workers) as pool:
-        folders = list(pool.map(lambda job: run(*job, work, extra), jobs))
-    done = [summary(row, [f for f, (r, _) in zip(folders, jobs, strict=True) if r is row]) for row in rows]
-    settings = {"machine": f"{platform.processor() or platform.machine()}, one thread a run", "extra": extra}
-    settings["prompts"] = json.loads((folders[0] / "evaluation.json").read_text())["prompts"]
-    print(json.dumps({"settings": settings, "rows": done}, indent=1))
+    jobs = [(row, seed) for seed in range(seeds) for row in ROWS if not only or row.key in only]
+    with ThreadPoolExecutor(workers) as pool:  # seed by seed: a full table early
+        list(pool.map(lambda job: run(*job, work), jobs))
+    finished = [[json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"{row.key}_*.json"))] for row in ROWS]
+    done = [summary(row, runs) for row, runs in zip(ROWS, finished, strict=True) if runs]
+    print(json.dumps(done, indent=1))
+    some = next(runs[0] for runs in finished if runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table(done, settings), encoding="utf-8")
+    out.write_text(table(done, some["machine"], len(some["shares"]["clap_score"])), encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -165,7 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tuning")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument("--only", nargs="*", default=[], choices=[row.key for row in ROWS], help="rows to run")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "tuning.md")
-    options, rest = parser.parse_known_args()
-    main(options.work, options.seeds, options.workers, options.only, rest, options.out)
+    options = parser.parse_args()
+    main(options.work, options.seeds, options.workers, options.only, options.out)
