@@ -11,6 +11,7 @@ a finished run whose configuration has changed since is run again.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -63,7 +64,9 @@ def settings_of(row: Row, seed: int) -> dict[str, object]:
 
 def run(row: Row, seed: int, work: Path) -> None:
     """One run of a row; nothing if it is finished, the rest of it if it was interrupted."""
-    kept, folder, settings = RESULTS / f"{row.key}_{seed}.json", work / f"{row.key}_{seed}", settings_of(row, seed)
+    kept, settings = RESULTS / f"{row.key}_{seed}.json", settings_of(row, seed)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    folder = work / f"{row.key}_{seed}_{digest}"  # other settings, another folder
     if kept.exists() and json.loads(kept.read_text())["settings"] == settings:
         return
     if not (folder / "evaluation.json").exists():
