@@ -72,7 +72,7 @@ class _Block(nn.Module):
         self.cross_q = nn.Linear(width, width, bias=False)
         self.cross_kv = nn.Linear(text_width, 2 * width, bias=False)
         self.cross_out = nn.Linear(width, width)
-        self.q_norm, self.k_norm = nn.RMSNorm(self.head_width), nn.RMSNorm(self.head_width)
+        self.q_norm, self.k_norm = _RMSNorm(self.head_width), _RMSNorm(self.head_width)
         self.ff_in = nn.Linear(width, 4 * width)
         self.ff_conv = nn.Conv1d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
         self.ff_out = nn.Linear(2 * width, width)
@@ -99,6 +99,13 @@ class _Block(nn.Module):
 
     def _join(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).flatten(2)
+
+
+class _RMSNorm(nn.RMSNorm):
+    """Weights follow the input's precision: under autocast torch else leaves its fused kernel, and warns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor | None = None) -> Tensor:

@@ -24,7 +24,7 @@ th:first-child, td:first-child { text-align: left }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .7rem }
 .card h3 { margin: 0 0 .4rem; font-size: .95rem }
-img { max-width: 100%; display: block } audio { width: 100%; margin: .4rem 0 }
+img { width: 100%; display: block } audio { width: 100%; margin: .4rem 0 }
 .small { font-size: .85rem; color: var(--soft); font-variant-numeric: tabular-nums }
 """
 

@@ -180,7 +180,7 @@ def test_a_prompt_is_encoded_once(folder):
     assert not first.tensors["text"].requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch: rms_norm is not fused
+@pytest.mark.filterwarnings("error:Mismatch dtype")  # torch: rms_norm is not fused
 def test_low_precision_is_near_and_everything_it_returns_is_single(folder):
     exact, low = lora(folder), lora(folder, precision="bfloat16")
     a, b = sample(exact), sample(low)
