@@ -103,8 +103,8 @@ def main(count: int, groups: int, out: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=384)
-    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=288)
+    parser.add_argument("--groups", type=int, default=6)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "noise_levels.md")
     options = parser.parse_args()
     main(options.prompts, options.groups, options.out)
