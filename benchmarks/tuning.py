@@ -152,8 +152,8 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         f"Made by `python benchmarks/tuning.py` on {machine}; {prompts} held-out prompts, two "
         "independent samples a prompt and side. A cell is the probability that a tuned sample beats a base sample of "
         "the same prompt, in per cent, with a 95 % interval over prompts and training seeds; 50 is no change. The "
-        "target of a row is bold. The judge is never trained on. Controls run at the settings of the second row. The first row has "
-        "no exemplars; its song distance is to other clips.",
+        "target of a row is bold. The judge is never trained on. Controls run at the settings of the second row. "
+        "The first row has no exemplars; its song distance is to other clips.",
         "",
         "| row | seeds | steps | minutes | song distance | song distance, other clips | CLAP score | judge "
         "| diversity |",
