@@ -203,7 +203,10 @@ def to_dict(config: TrainConfig) -> dict[str, object]:
 
 def to_yaml(config: TrainConfig) -> str:
     """The filled configuration as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # PyYAML writes these as they are and reads them as line ends
+        text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    return text
 
 
 def range_problems(config: TrainConfig) -> list[Problem]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dragon.config import TrainConfig, from_dict, load, range_problems, to_dict, to_yaml
@@ -155,6 +155,8 @@ def test_the_filled_configuration_reads_back_equal(tmp_path: Path) -> None:
     prompt=st.text(min_size=1).filter(str.strip),
     seed=st.integers(0, 2**40),
 )
+@example(rate=1.0, prompt="0\x85", seed=0)
+@example(rate=1.0, prompt="a\u2028b\u2029", seed=0)
 def test_any_value_survives_the_file(rate: float, prompt: str, seed: int) -> None:
     config = from_dict({**LEAST, "learning_rate": rate, "prompts": prompt, "seed": seed})
     assert from_dict(yaml.safe_load(to_yaml(config))) == config
