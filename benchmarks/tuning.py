@@ -171,6 +171,10 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         title = f"control: {row['name']}" if row["control"] else row["name"]
         cells = [title, str(row["seeds"]), str(row["steps"]), f"{row['minutes']:.1f}", *cells]
         lines.append("| " + " | ".join([*cells, f"{100 * row['diversity_change']:+.1f} %"]) + " |")
+    counts = {str(row["name"]): int(row["seeds"]) for row in rows}
+    missing = [f"{row.name} ({3 - counts.get(row.name, 0)} of 3)" for row in ROWS if counts.get(row.name, 0) < 3]
+    if missing:
+        lines += ["", "Seeds not run yet: " + "; ".join(missing) + "."]
     notes = ROOT / "docs" / "tuning_notes.md"
     return "\n".join(lines) + "\n" + ("\n" + notes.read_text(encoding="utf-8") if notes.exists() else "")
 
