@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -90,13 +91,20 @@ def result(folder: Path, settings: dict[str, object]) -> dict[str, object]:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     return {
         "settings": settings,
-        "machine": f"{platform.processor() or platform.machine()}, one thread a run",
+        "machine": f"{processor()}, one thread a run",
         "minutes": round(sum(sum(step["seconds"].values()) for step in log) / 60, 2),
         "steps": len(log),
         "diversity": evaluation["diversity"],
         "gain_sd": {name: reward["gain_sd"] for name, reward in evaluation["rewards"].items()},
         "shares": {name: values.tolist() for name, values in sorted(shares(folder).items())},
     }
+
+
+def processor() -> str:
+    """The processor's model where the system tells, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.machine()
 
 
 def shares(folder: Path) -> dict[str, np.ndarray]:

@@ -32,7 +32,7 @@ class MiniPolicy(DiffusionPolicy):
     the device in float32, its denoiser changed). tuning, rank, alpha, targets, adapter_seed: see `LoraTuning`
     (empty targets: the list above) and `FullTuning`. sampler: of roll-outs; shift: of their flow times.
     precision: see `DiffusionPolicy`. t_min, t_max: range of the flow times that training draws, inside the density
-    it was pre-trained with.
+    it was pre-trained with; the default is where a contrast teaches most (docs/noise_levels.md).
 
     Raises:
         ConfigError: an unknown tuning, device, sampler or target, or an empty range of times.
@@ -50,7 +50,7 @@ class MiniPolicy(DiffusionPolicy):
         sampler: Sampler = "euler",
         precision: Precision = "float32",
         shift: float = 1.0,
-        t_min: float = 0.0,
+        t_min: float = 0.9,
         t_max: float = 1.0,
         device: str = "cpu",
     ) -> None:

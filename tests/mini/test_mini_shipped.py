@@ -65,9 +65,9 @@ def test_clips_are_sound(clips: Tensor) -> None:
 def test_readers_hear_what_the_caption_asks(texts: list[str], clips: Tensor) -> None:
     """Seen: 14, 14, 16 and 16 of 16, two clips a caption (chance: style .08, lead .1, tempo .33, drums .5)."""
     heard = load_readers().read(clips)
-    for name in ("tempo", "drums", "style", "lead"):
+    for name, least in {"tempo": 12, "drums": 12, "style": 14, "lead": 14}.items():
         right = sum(heard[name][2 * i + j] == asked[name] for i, asked in enumerate(ASKED) for j in range(2))
-        assert right >= 12, (name, heard[name])
+        assert right >= least, (name, heard[name])
 
 
 @pytest.mark.parametrize("load", [load_encoder, load_judge])
