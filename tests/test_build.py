@@ -66,7 +66,7 @@ def test_a_run_is_built_whole(folder: Path) -> None:
             objective={"name": "dpo", "options": {"beta": 7}},
         )
     )
-    assert run.rewards[0].weight == 3 and run.rewards[0].reward.scale == 2.0  # type: ignore[attr-defined]
+    assert run.rewards[0].weight == 3 and vars(run.rewards[0].reward)["scale"] == 2.0
     assert list(run.evaluated()) == ["right", "random"]
     assert run.prompts.prompts == ("left", "right") and run.eval_prompts.prompts == ("up", "down")
     assert run.objective.beta == 7

@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "__init__"),
     ("run", "runfolder", "samples"),
     ("build", "config", "loading", "prompts"),
-    ("trainer", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
+    ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),

@@ -22,7 +22,8 @@ from dragon.policy.mini import MiniPolicy
 from dragon.policy.toy import ToyPolicy
 from dragon.policy.tuning import LoraTuning
 from dragon.protocols import Objective, Policy
-from dragon.trainer import StepReport, Trainer, TrainSettings, WeightedReward
+from dragon.scoring import Scoring, WeightedReward
+from dragon.trainer import StepReport, Trainer, TrainSettings
 
 PROMPTS = ("left", "right", "up", "down")
 SMALL = TrainSettings(
@@ -277,7 +278,7 @@ def test_a_step_with_nothing_to_learn_is_said_and_skipped(reward: Reward, reason
         report = next(it.run())
     assert (report.step, report.pairs) == (1, 0) and reason in report.skipped and report.loss != report.loss
     assert flat(it.state_dict()["learner"]) == before
-    it.rewards = (WeightedReward(Reward(height)),)  # the next step may have something to teach
+    it.scoring = Scoring([WeightedReward(Reward(height))], best_worst())  # the next step may have something to teach
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert next(it.run()).pairs == 4
