@@ -32,6 +32,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "song_frechet": "dragon.rewards.frechet:SongFrechet",
         "judge_score": "dragon.rewards.judge:JudgeScore",
         "random": "dragon.rewards.control:RandomReward",
+        "heard": "dragon.rewards.heard:Heard",
         "set_frechet": "dragon.rewards.set_frechet:SetFrechet",
         "set_kernel": "dragon.rewards.set_kernel:SetKernel",
         "vendi": "dragon.rewards.set_vendi:SetVendi",
