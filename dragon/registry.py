@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mini": "dragon.encoders.mini:MiniEncoder",
         "mini-codec": "dragon.encoders.codec:CodecEncoder",
         "mini-judge": "dragon.encoders.mini:MiniJudgeEncoder",
+        "mini-shared": "dragon.encoders.shared:SharedEncoder",
         "spectral": "dragon.encoders.spectral:Spectral",
     },
     "contrast": {
