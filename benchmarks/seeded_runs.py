@@ -7,6 +7,7 @@ can be compared.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -47,6 +48,49 @@ class Row:
 
 Result = Callable[[Path], dict[str, object]]
 """What a table needs of a finished run's folder."""
+
+
+def command(
+    description: str | None,
+    rows: Sequence[Row],
+    name: str,
+    result: Result,
+    summary: Callable[[Row, list[dict]], dict[str, object]],
+    table: Callable[[list[dict], str, int], str],
+) -> None:
+    """The command line of a table: runs what is missing, prints the summaries as JSON, writes docs/NAME.md."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("--seeds", type=int, default=3, help="0: only the table, from finished runs")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=[], choices=[row.key for row in rows], help="rows to run")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / f"{name}.md")
+    options = parser.parse_args()
+    kept = ROOT / "benchmarks" / "results" / name
+    finished = run_all(rows, options.seeds, options.work, kept, result, workers=options.workers, only=options.only)
+    done = [summary(row, runs) for row, runs in zip(rows, finished, strict=True) if runs]
+    if not done:
+        raise SystemExit(f"no finished runs in {kept}; give --seeds 1 or more")
+    print(json.dumps(done, indent=1))
+    some = next(runs[0] for runs in finished if runs)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    text = table(done, some["machine"], len(some["shares"]["clap_score"]))
+    options.out.write_text(text + missing(rows, done) + notes(name), encoding="utf-8")
+
+
+def missing(rows: Sequence[Row], done: Sequence[dict], wanted: int = 3) -> str:
+    """A line about the seeds that were not run; empty if all were."""
+    counts = {str(row["name"]): int(row["seeds"]) for row in done}
+    lacking = [
+        f"{r.name} ({wanted - counts.get(r.name, 0)} of {wanted})" for r in rows if counts.get(r.name, 0) < wanted
+    ]
+    return f"\nSeeds not run yet: {'; '.join(lacking)}.\n" if lacking else ""
+
+
+def notes(name: str) -> str:
+    """What is said below a table: docs/NAME_notes.md."""
+    path = ROOT / "docs" / f"{name}_notes.md"
+    return "\n" + path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def run_all(

@@ -10,14 +10,11 @@ an ordinary `dragon train`, one thread each; a finished run whose configuration 
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from seeded_runs import ROOT, Row, interval, run_all, shares
-
-RESULTS = ROOT / "benchmarks" / "results" / "set_tuning"
+from seeded_runs import Row, command, interval, shares
 
 
 def _set(reward: str, exemplars: str) -> dict[str, str]:
@@ -151,12 +148,7 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
             f"{100 * row['search_share']:.1f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    counts = {str(row["name"]): int(row["seeds"]) for row in rows}
-    missing = [f"{row.name} ({3 - counts.get(row.name, 0)} of 3)" for row in ROWS if counts.get(row.name, 0) < 3]
-    if missing:
-        lines += ["", "Seeds not run yet: " + "; ".join(missing) + "."]
-    notes = ROOT / "docs" / "set_tuning_notes.md"
-    return "\n".join(lines) + "\n" + ("\n" + notes.read_text(encoding="utf-8") if notes.exists() else "")
+    return "\n".join(lines) + "\n"
 
 
 def _moved(row: dict, name: str) -> str:
@@ -170,22 +162,5 @@ def _win(row: dict, name: str) -> str:
     return f"{100 * mean:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def main(work: Path, seeds: int, workers: int, only: list[str], out: Path) -> None:
-    """Runs what is missing, then writes the table."""
-    finished = run_all(ROWS, seeds, work, RESULTS, result, workers=workers, only=only)
-    done = [summary(row, runs) for row, runs in zip(ROWS, finished, strict=True) if runs]
-    print(json.dumps(done, indent=1))
-    some = next(runs[0] for runs in finished if runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table(done, some["machine"], len(some["shares"]["clap_score"])), encoding="utf-8")
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "set_tuning")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=[], choices=[row.key for row in ROWS], help="rows to run")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "set_tuning.md")
-    options = parser.parse_args()
-    main(options.work, options.seeds, options.workers, options.only, options.out)
+    command(__doc__, ROWS, "set_tuning", result, summary, table)

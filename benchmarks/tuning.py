@@ -10,14 +10,11 @@ a finished run whose configuration has changed since is run again.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
-from seeded_runs import ROOT, Row, interval, run_all, shares
-
-RESULTS = ROOT / "benchmarks" / "results" / "tuning"
+from seeded_runs import Row, command, interval, shares
 
 ROWS = (
     Row("clap", "CLAP score", "mini_clap", "clap_score"),
@@ -65,7 +62,8 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         "independent samples a prompt and side. A cell is the probability that a tuned sample beats a base sample of "
         "the same prompt, in per cent, with a 95 % interval over prompts and training seeds; 50 is no change. The "
         "target of a row is bold. The judge is never trained on. Controls run at the settings of the second row. "
-        "The first row has no exemplars; its song distance is to other clips.",
+        "The first row has no exemplars; its song distance is to other clips. Minutes are by the clock, on a machine "
+        "that other work shared at times.",
         "",
         "| row | seeds | steps | minutes | song distance | song distance, other clips | CLAP score | judge "
         "| diversity |",
@@ -83,30 +81,8 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         title = f"control: {row['name']}" if row["control"] else row["name"]
         cells = [title, str(row["seeds"]), str(row["steps"]), f"{row['minutes']:.1f}", *cells]
         lines.append("| " + " | ".join([*cells, f"{100 * row['diversity_change']:+.1f} %"]) + " |")
-    counts = {str(row["name"]): int(row["seeds"]) for row in rows}
-    missing = [f"{row.name} ({3 - counts.get(row.name, 0)} of 3)" for row in ROWS if counts.get(row.name, 0) < 3]
-    if missing:
-        lines += ["", "Seeds not run yet: " + "; ".join(missing) + "."]
-    notes = ROOT / "docs" / "tuning_notes.md"
-    return "\n".join(lines) + "\n" + ("\n" + notes.read_text(encoding="utf-8") if notes.exists() else "")
-
-
-def main(work: Path, seeds: int, workers: int, only: list[str], out: Path) -> None:
-    """Runs what is missing, then writes the table."""
-    finished = run_all(ROWS, seeds, work, RESULTS, result, workers=workers, only=only)
-    done = [summary(row, runs) for row, runs in zip(ROWS, finished, strict=True) if runs]
-    print(json.dumps(done, indent=1))
-    some = next(runs[0] for runs in finished if runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(table(done, some["machine"], len(some["shares"]["clap_score"])), encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "tuning")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--only", nargs="*", default=[], choices=[row.key for row in ROWS], help="rows to run")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "tuning.md")
-    options = parser.parse_args()
-    main(options.work, options.seeds, options.workers, options.only, options.out)
+    command(__doc__, ROWS, "tuning", result, summary, table)

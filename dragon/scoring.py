@@ -138,8 +138,8 @@ class Scoring:
         if any(credit is None for credit in credits.values()):
             none = torch.full(shape, torch.nan, dtype=torch.float64)
             return Split(_NO_PAIRS, none, rewards, math.nan, waiting="the queue of recent clips is filling")
-        tables = dict(scored.scores) | {name: credit.view(shape) for name, credit in credits.items() if credit is not None}
-        tables = {name: tables[name] for name in rewards}
+        credited = {name: credit.view(shape) for name, credit in credits.items() if credit is not None}
+        tables = {name: credited[name] if name in credited else scored.scores[name] for name in rewards}
         for name, table in tables.items():
             if name in credits and not bool(table.isfinite().all()):
                 raise NotFinite(f"the credit of set reward {name!r} holds NaN or infinity; mend the reward")

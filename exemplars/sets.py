@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from dragon.errors import ConfigError
 from dragon.exemplars.features import as_features
 from dragon.exemplars.gaussian import Gaussian
+from dragon.files import write_whole
 from dragon.protocols import Encoder
 
 VERSION = 1
@@ -104,17 +104,7 @@ class ExemplarSet:
             tensors["features"] = self.features.to(torch.float32).contiguous()
         content = save(tensors, metadata=self._header())
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                try:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, target)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            write_whole(target, content)
         except OSError as error:
             raise ConfigError(f"exemplar file {target} cannot be written ({error}); choose another place") from error
         return target

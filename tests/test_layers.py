@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
     ("protocols", "media", "audio", "registry"),
     ("diffusion",),
-    ("errors", "faults"),
+    ("errors", "faults", "files"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

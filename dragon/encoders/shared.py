@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor
 from dragon.encoders import windows
 from dragon.encoders.lookup import get_joint_encoder
 from dragon.errors import ConfigError, NotFinite, ShapeError
+from dragon.files import write_whole
 from dragon.media import Media
 from dragon.protocols import JointEncoder
 
@@ -129,15 +129,7 @@ class SharedSpace:
         tensors = {key: getattr(self, key).to("cpu", torch.float64).contiguous() for key in _TENSORS}
         content = save(tensors | {"gap": self.gap.contiguous()}, metadata=header)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                try:
-                    file.write(content)
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, target)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            write_whole(target, content)
         except OSError as error:
             raise ConfigError(f"shared space {target} cannot be written ({error}); choose another place") from error
         return target

@@ -1,8 +1,8 @@
 """Stage 7: the shipped exemplar sets, from real renders of the training works and the model's own samples.
 
 mini_music: all styles. mini_music_held_out: other works, to evaluate with. mini_music_clap: frames of
-the audio-text encoder. mini_disco, mini_lullaby: one style; mini_disco_held_out: other disco works. mini_self: the model's own samples, the
-control against which gain is read.
+the audio-text encoder. mini_disco, mini_lullaby: one style; mini_disco_held_out: other disco works.
+mini_self: the model's own samples, the control against which gain is read.
 
 In the space that clips and captions share (fitted here first): mini_disco_shared, mini_music_shared and
 mini_self_shared are clips as above. mini_disco_text: two captions of each of mini_disco's works, each
