@@ -24,9 +24,13 @@ def _set(reward: str, exemplars: str) -> dict[str, str]:
 ROWS = (
     Row("set_fad", "dataset FAD, influence", "mini_set_fad", "set_frechet"),
     Row(
-        "set_fad_loo", "dataset FAD, leave-one-out", "mini_set_fad", "set_frechet", {"credit": "{name: leave_one_out}"}
+        "set_fad_loo",
+        "dataset FAD, leave-one-out",
+        "mini_set_fad",
+        "set_frechet",
+        {"credit.name": "leave_one_out", "credit.options": "{}"},
     ),
-    Row("set_fad_swap", "dataset FAD, swap search", "mini_set_fad", "set_frechet", {"contrast": "{name: swap}"}),
+    Row("set_fad_swap", "dataset FAD, swap search", "mini_set_fad", "set_frechet", {"contrast.name": "swap"}),
     Row("song_fad", "per-song FAD", "mini_set_fad", "song_frechet", _set("song_frechet", "mini_disco")),
     Row(
         "set_shared",
@@ -38,7 +42,7 @@ ROWS = (
     Row("set_kad", "dataset KAD, shared space", "mini_set_fad", "set_kernel", _set("set_kernel", "mini_disco_shared")),
     Row("text", "dataset FAD to captions, shared space", "mini_text_exemplars", "set_frechet"),
     Row("vendi", "Vendi + CLAP", "mini_vendi", "vendi"),
-    Row("random", "random labels", "mini_set_fad", "set_frechet", {"contrast": "{name: random_labels}"}, control=True),
+    Row("random", "random labels", "mini_set_fad", "set_frechet", {"contrast.name": "random_labels"}, control=True),
     Row(
         "self",
         "own samples as exemplars",

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dragon.build import build, build_run, plugin_problems, train_settings
-from dragon.config import RewardSpec, Spec, TrainConfig, from_dict
+from dragon.config import RewardSpec, Spec, TrainConfig, from_dict, load
 from dragon.errors import ConfigError, PluginError
 from dragon.media import Media
-from dragon.protocols import InstanceReward
+from dragon.protocols import InstanceReward, SetReward
 from dragon.registry import BUILT_IN
 
 POINTS = """
@@ -201,3 +201,19 @@ def test_every_contrast_and_objective_builds_with_its_defaults(folder: Path, kin
     assert plugin_problems(config(**values)) == []
     run = build_run(config(**values, max_steps=1, rollout={"prompts_per_step": 2, "steps": 2}))
     assert [report.step for report in run.trainer().run()] == [1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_configuration_is_right_and_its_rewards_build(path: Path) -> None:
+    shipped = load(path, checks=[plugin_problems])
+    for spec in (*shipped.rewards, *shipped.evaluation.watch):
+        assert isinstance(build("reward", spec), InstanceReward | SetReward)
+    for kind in ("contrast", "credit", "objective"):
+        build(kind, getattr(shipped, kind))
+
+
+def test_a_set_reward_with_too_few_held_out_prompts_is_refused_before_training(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="evaluation.set_size: 16 is too large for 2 held-out prompts: .* 'vendi'"):
+        build_run(config(rewards=[{"name": "vendi"}], evaluation={"prompts": 2}))
