@@ -241,14 +241,13 @@ def _version(features: Tensor) -> int:
 
 
 def _reference_frames(exemplars: ExemplarSet, name: str) -> Tensor:
-    frames = getattr(exemplars, "features", None)
-    if frames is None:
-        made_of = "CAPTIONS.txt" if getattr(exemplars, "modality", "audio") == "text" else "FOLDER_OF_AUDIO"
+    if exemplars.features is None:
+        made_of = "CAPTIONS.txt" if exemplars.modality == "text" else "FOLDER_OF_AUDIO"
         raise ConfigError(
             f"exemplars {exemplars.name!r} hold statistics and no frames, which reward {name!r} compares with; rebuild "
             f"with: dragon exemplars build {made_of} --name {exemplars.name} --encoder {exemplars.encoder}"
         )
-    return as_features(frames, f"frames of exemplars {exemplars.name!r}", size=exemplars.size, at_least=2)
+    return as_features(exemplars.features, f"frames of exemplars {exemplars.name!r}", size=exemplars.size, at_least=2)
 
 
 def _pair_sums(items: Tensor) -> Tensor:

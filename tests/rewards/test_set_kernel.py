@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,13 +24,6 @@ SIZE = 4
 ENCODER = Spectral(bands=SIZE)
 
 
-@dataclass(frozen=True, eq=False)
-class Held(ExemplarSet):
-    """An exemplar set that holds frames, whatever its file has room for."""
-
-    features: Tensor | None = None
-
-
 def frames(clips: int, each: int, seed: int, shift: float = 0.0) -> Tensor:
     """(clips, each, SIZE) float32, clips around means of their own."""
     generator = torch.Generator().manual_seed(seed)
@@ -38,9 +31,9 @@ def frames(clips: int, each: int, seed: int, shift: float = 0.0) -> Tensor:
     return means + 0.7 * torch.randn(clips, each, SIZE, generator=generator) + shift
 
 
-def exemplars(bandwidth: float | None = 1.5, **changes: object) -> Held:
+def exemplars(bandwidth: float | None = 1.5, **changes: object) -> ExemplarSet:
     table = frames(10, 5, 99).flatten(0, 1)
-    found = Held(
+    found = ExemplarSet(
         name="noise",
         encoder="spectral",
         encoder_hash=ENCODER.fingerprint,
@@ -251,11 +244,11 @@ def clips(count: int, seed: int, loudness: float = 0.1) -> Media:
     return Media(tensor, tuple(f"prompt {i}" for i in range(count)), 16_000)
 
 
-def built(encoder: Spectral, media: Media) -> Held:
+def built(encoder: Spectral, media: Media) -> ExemplarSet:
     found = build_from_media(media, encoder, "noise")
     table = encoder.embed_media(media).flatten(0, 1)
     values = {f: getattr(found, f) for f in ("name", "encoder", "encoder_hash", "mean", "cov", "frames", "bandwidth")}
-    return Held(**values, features=table)
+    return ExemplarSet(**values, features=table)
 
 
 def test_the_reward_prefers_what_sounds_like_the_exemplars_and_keeps_its_contract():
