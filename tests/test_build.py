@@ -210,8 +210,8 @@ def test_every_shipped_configuration_is_right_and_its_rewards_build(path: Path) 
     shipped = load(path, checks=[plugin_problems])
     for spec in (*shipped.rewards, *shipped.evaluation.watch):
         assert isinstance(build("reward", spec), InstanceReward | SetReward)
-    for kind in ("contrast", "credit", "objective"):
-        build(kind, getattr(shipped, kind))
+    for kind, part in (("contrast", shipped.contrast), ("credit", shipped.credit), ("objective", shipped.objective)):
+        build(kind, part)
 
 
 def test_a_set_reward_with_too_few_held_out_prompts_is_refused_before_training(folder: Path) -> None:
