@@ -96,13 +96,17 @@ def notes(name: str) -> str:
 def run_all(
     rows: Sequence[Row], seeds: int, work: Path, kept: Path, result: Result, *, workers: int, only: Sequence[str]
 ) -> list[list[dict]]:
-    """Runs what is missing, seed by seed, and gives every finished run of each row."""
+    """Runs what is missing, seed by seed, and gives every finished run of each row at its present settings."""
     work.mkdir(parents=True, exist_ok=True)
     kept.mkdir(parents=True, exist_ok=True)
     jobs = [(row, seed) for seed in range(seeds) for row in rows if not only or row.key in only]
     with ThreadPoolExecutor(workers) as pool:  # seed by seed: a full table early
         list(pool.map(lambda job: run(*job, work, kept, result), jobs))
-    return [[json.loads(p.read_text()) for p in sorted(kept.glob(f"{row.key}_*.json"))] for row in rows]
+    stored = [[json.loads(p.read_text()) for p in sorted(kept.glob(f"{row.key}_[0-9]*.json"))] for row in rows]
+    return [
+        [run for run in runs if same_settings(run["settings"], settings_of(row, run["settings"]["seed"]))]
+        for row, runs in zip(rows, stored, strict=True)
+    ]
 
 
 def settings_of(row: Row, seed: int) -> dict[str, object]:
