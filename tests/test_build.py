@@ -208,7 +208,8 @@ def test_every_contrast_and_objective_builds_with_its_defaults(folder: Path, kin
 )
 def test_every_shipped_configuration_is_right_and_its_rewards_build(path: Path) -> None:
     shipped = load(path, checks=[plugin_problems])
-    for spec in (*shipped.rewards, *shipped.evaluation.watch):
+    specs: list[Spec | RewardSpec] = [*shipped.rewards, *shipped.evaluation.watch]
+    for spec in specs:
         assert isinstance(build("reward", spec), InstanceReward | SetReward)
     for kind, part in (("contrast", shipped.contrast), ("credit", shipped.credit), ("objective", shipped.objective)):
         build(kind, part)
