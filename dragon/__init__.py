@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from dragon.prompts import PromptSet, load_prompts
     from dragon.registry import register
     from dragon.run import train
-    from dragon.trainer import StepReport, Trainer, TrainSettings, WeightedReward
+    from dragon.scoring import WeightedReward
+    from dragon.trainer import StepReport, Trainer, TrainSettings
 
 _PUBLIC = {
     "DragonError": "dragon.errors",
@@ -41,7 +42,7 @@ _PUBLIC = {
     "build_run": "dragon.build",
     "Trainer": "dragon.trainer",
     "TrainSettings": "dragon.trainer",
-    "WeightedReward": "dragon.trainer",
+    "WeightedReward": "dragon.scoring",
     "StepReport": "dragon.trainer",
     "train": "dragon.run",
 }

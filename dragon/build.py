@@ -18,12 +18,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from dragon.config import RewardSpec, Spec, TrainConfig
+from dragon.contrast import Credit
 from dragon.errors import ConfigError, DragonError
+from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
 from dragon.prompts import PromptSet, load_prompts
-from dragon.protocols import InstanceReward, JointEncoder, Objective, Policy
+from dragon.protocols import InstanceReward, JointEncoder, Objective, Policy, SetReward
 from dragon.registry import nearest, resolve
-from dragon.trainer import Trainer, TrainSettings, WeightedReward
+from dragon.scoring import WeightedReward
+from dragon.trainer import Trainer, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,12 @@ class Run:
     config: TrainConfig
     policy: Policy
     rewards: tuple[WeightedReward, ...]
-    watch: tuple[InstanceReward, ...]
+    watch: tuple[InstanceReward | SetReward, ...]
     diversity: JointEncoder | None
     prompts: PromptSet
     eval_prompts: PromptSet
-    contrast: Callable[..., Any]
+    contrast: Any
+    credit: Credit
     objective: Objective
     settings: TrainSettings
 
@@ -51,9 +55,10 @@ class Run:
             objective=self.objective,
             settings=self.settings,
             columns=self.prompts.columns,
+            credit=self.credit,
         )
 
-    def evaluated(self) -> dict[str, InstanceReward]:
+    def evaluated(self) -> dict[str, InstanceReward | SetReward]:
         """Every reward that is measured, by name: those trained on first."""
         return {reward.name: reward for reward in (*(w.reward for w in self.rewards), *self.watch)}
 
@@ -76,6 +81,7 @@ def build_run(config: TrainConfig) -> Run:
             return None
 
     contrast = built("contrast", "contrast", config.contrast)
+    credit = built("credit", "credit", config.credit)
     objective = built("objective", "objective", config.objective)
     rewards = [built("reward", f"rewards.{i}", spec) for i, spec in enumerate(config.rewards)]
     watch = [built("reward", f"evaluation.watch.{i}", spec) for i, spec in enumerate(config.evaluation.watch)]
@@ -85,7 +91,8 @@ def build_run(config: TrainConfig) -> Run:
         if diversity is not None and not isinstance(diversity, JointEncoder):
             name = config.evaluation.diversity.name
             problems.append(Problem("evaluation.diversity", f"{name!r} gives no unit vector a clip (embed_clips)"))
-    problems += _reward_problems(rewards, watch)
+    eval_prompts = load_prompts(config.eval_prompts).first(config.evaluation.prompts)
+    problems += _reward_problems(rewards, watch) + _set_problems(config, [*rewards, *watch], len(eval_prompts))
     _raise(problems)
     return Run(
         config=config,
@@ -94,8 +101,9 @@ def build_run(config: TrainConfig) -> Run:
         watch=tuple(watch),
         diversity=diversity,
         prompts=load_prompts(config.prompts),
-        eval_prompts=load_prompts(config.eval_prompts).first(config.evaluation.prompts),
+        eval_prompts=eval_prompts,
         contrast=contrast,
+        credit=credit,
         objective=objective,
         settings=train_settings(config),
     )
@@ -144,6 +152,7 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         ("policy", "policy", config.policy),
         *(("reward", f"rewards.{i}", spec) for i, spec in enumerate(config.rewards)),
         ("contrast", "contrast", config.contrast),
+        ("credit", "credit", config.credit),
         ("objective", "objective", config.objective),
         *(("reward", f"evaluation.watch.{i}", spec) for i, spec in enumerate(config.evaluation.watch)),
     ]
@@ -256,9 +265,10 @@ def _reward_problems(rewards: list[Any], watch: list[Any]) -> list[Problem]:
     for path, reward in named:
         if reward is None:
             continue
-        if not isinstance(reward, InstanceReward):
+        if not isinstance(reward, InstanceReward | SetReward):
             text = (
-                f"{type(reward).__name__} is no reward; expected name, abstains and score(media) (dragon/protocols.py)"
+                f"{type(reward).__name__} is no reward; expected name, abstains and score(media), or for a reward of "
+                "sets name, embed(media) and score_sets(features, members) (dragon/protocols.py)"
             )
             problems.append(Problem(path, text))
         elif reward.name in seen:
@@ -268,6 +278,19 @@ def _reward_problems(rewards: list[Any], watch: list[Any]) -> list[Problem]:
         else:
             seen[reward.name] = path
     return problems
+
+
+def _set_problems(config: TrainConfig, rewards: Iterable[Any], prompts: int) -> list[Problem]:
+    """What set rewards need, said before hours of training rather than after."""
+    sets = [reward.name for reward in rewards if isinstance(reward, SetReward)]
+    size = config.evaluation.set_size
+    if not sets or prompts >= size * SMALLEST_SPLIT:
+        return []
+    text = (
+        f"{size} is too large for {prompts} held-out prompts: the win rate of {sets[0]!r} compares at least "
+        f"{SMALLEST_SPLIT} disjoint subsets; use {prompts // SMALLEST_SPLIT} or less, or more held-out prompts"
+    )
+    return [Problem("evaluation.set_size", text)]
 
 
 def _device_problems(device: str) -> list[Problem]:

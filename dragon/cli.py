@@ -108,27 +108,27 @@ def _evaluate(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class BuildExemplars:
-    """Make an exemplar set of the audio files below a folder."""
+    """Make an exemplar set of the audio files below a folder, or of the captions in a .txt, .csv or .jsonl file."""
 
     name: str = ""
-    """Name of the set; default: the folder's."""
+    """Name of the set; default: that of the folder or file."""
     out: str = ""
     """File to write; default: NAME.safetensors here. One that exists is refused."""
-    encoder: str = "mini-codec"
-    """Encoder whose frames are kept: a registered name, or module:Name."""
+    encoder: str = ""
+    """Whose frames: a registered name, or module:Name; default: mini-codec for audio, mini-shared for captions."""
     seconds: float = 5.12
-    """Files are cut into windows of this length."""
+    """Audio files are cut into windows of this length."""
     skip_bad: bool = False
-    """Leave out files that cannot be used instead of stopping."""
+    """Leave out audio files that cannot be used instead of stopping."""
     source: str = ""
-    """Where the audio comes from; kept in the set."""
+    """Where the audio or the captions come from; kept in the set."""
     licence: str = ""
     """Its licence; kept in the set."""
     device: str = "cpu"
 
 
 def _exemplars(arguments: list[str]) -> None:
-    """Reference sets of audio: dragon exemplars build FOLDER | list | show NAME"""
+    """Reference sets of audio or captions: dragon exemplars build FOLDER|CAPTIONS | list | show NAME"""
     action, *rest = arguments or [""]
     if action == "build":
         _build_exemplars(rest)
@@ -137,47 +137,84 @@ def _exemplars(arguments: list[str]) -> None:
 
         for name in sets.available():
             found = sets.load(name)
-            print(f"{name:28} {found.encoder:12} {found.count:6} clips  {found.licence}  {found.source}")
+            what = "captions" if found.modality == "text" else "clips"
+            print(f"{name:28} {found.encoder:12} {found.count:6} {what:9} {found.licence}  {found.source}")
     elif action == "show" and len(rest) == 1:
         from dragon.exemplars import sets
 
         found = sets.load(rest[0])
-        for key in ("name", "version", "encoder", "encoder_hash", "count", "frames", "size", "source", "licence"):
+        for key in ("name", "version", "modality", "encoder", "encoder_hash", "count", "frames", "size"):
             print(f"{key:14} {getattr(found, key)}")
-        for key in ("bandwidth", "self_distance", "settings"):
+        print(f"{'kept frames':14} {0 if found.features is None else len(found.features)}")
+        for key in ("source", "licence", "bandwidth", "self_distance", "settings"):
             print(f"{key:14} {getattr(found, key)}")
     else:
         raise ConfigError(
-            f"{' '.join(arguments) or 'no action'!r}; expected: dragon exemplars build FOLDER [--encoder NAME ...], "
+            f"{' '.join(arguments) or 'no action'!r}; expected: dragon exemplars build FOLDER|CAPTIONS.txt "
+            "[--encoder NAME ...], "
             "dragon exemplars list, or dragon exemplars show NAME"
         )
 
 
 def _build_exemplars(arguments: list[str]) -> None:
-    folder, flags = _positional(arguments, "folder", "dragon exemplars build FOLDER [--name NAME --encoder NAME ...]")
-    wanted = _parsed(BuildExemplars, flags, "dragon exemplars build FOLDER")
-    name = wanted.name or Path(folder).resolve().name
+    usage = "dragon exemplars build FOLDER|CAPTIONS.txt [--name NAME --encoder NAME ...]"
+    place, flags = _positional(arguments, "folder or file of captions", usage)
+    wanted = _parsed(BuildExemplars, flags, "dragon exemplars build FOLDER|CAPTIONS.txt")
+    of_text = Path(place).suffix in (".txt", ".csv", ".jsonl") and not Path(place).is_dir()
+    name = wanted.name or (Path(place).stem if of_text else Path(place).resolve().name)
     target = Path(wanted.out or f"{name}.safetensors")
     if target.exists():
         raise ConfigError(f"{str(target)!r} exists already; remove it, or give another --out")
-    if not Path(folder).is_dir():
-        raise ConfigError(f"no folder {folder!r}; give one with audio files")
+    if not of_text and not Path(place).is_dir():
+        raise ConfigError(f"no folder {place!r}; give one with audio files, or a .txt, .csv or .jsonl file of captions")
+    captions = _captions(place) if of_text else []
     from dragon.build import build
     from dragon.config import Spec
-    from dragon.exemplars.collect import build_from_folder
+    from dragon.exemplars.collect import build_from_captions, build_from_folder
 
-    encoder = build("encoder", Spec(wanted.encoder), device=wanted.device)
-    made = build_from_folder(
-        folder,
-        encoder,
-        name,
-        seconds=wanted.seconds,
-        skip_bad=wanted.skip_bad,
-        source=wanted.source,
-        licence=wanted.licence,
-    )
+    encoder_name = wanted.encoder or ("mini-shared" if of_text else "mini-codec")
+    encoder = build("encoder", Spec(encoder_name), device=wanted.device)
+    if of_text:
+        source = wanted.source or Path(place).name
+        made = build_from_captions(captions, encoder, name, source=source, licence=wanted.licence)
+    else:
+        made = build_from_folder(
+            place,
+            encoder,
+            name,
+            seconds=wanted.seconds,
+            skip_bad=wanted.skip_bad,
+            source=wanted.source,
+            licence=wanted.licence,
+        )
     made.save(target)
-    print(f"wrote {target}: {made.count} clips, {made.frames} frames of {made.encoder}")
+    what = "captions" if of_text else "clips"
+    print(f"wrote {target}: {made.count} {what}, {made.frames} frames of {made.encoder}")
+
+
+def _captions(place: str) -> list[str]:
+    """The captions of a file: its column `caption`, or else what a prompt file holds."""
+    import csv
+    import io
+    import json
+
+    from dragon.prompts import load_prompts
+
+    path = Path(place)
+    if path.suffix != ".txt" and path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            if path.suffix == ".csv":
+                rows = list(csv.DictReader(io.StringIO(text, newline="")))
+            else:
+                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError as error:
+            raise ConfigError(
+                f"captions {place!r} cannot be read ({error}); expected UTF-8 text, in .jsonl one object a line"
+            ) from error
+        if rows and all(isinstance(row, dict) and "caption" in row for row in rows):
+            return [str(row["caption"] or "") for row in rows]
+    return list(load_prompts(place).prompts)
 
 
 def _plugins(arguments: list[str]) -> None:

@@ -42,7 +42,7 @@ class RewardSpec:
     options: dict[str, object] = field(default_factory=dict)
     """Keyword arguments of the reward's constructor."""
     weight: float = 1.0
-    """Weight after each reward was divided by its standard deviation within a prompt."""
+    """Weight after each reward (a set reward: its credit) was divided by its standard deviation within a prompt."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class EvaluationConfig:
     guidance: float = 2.0
     watch: tuple[Spec, ...] = ()
     """Rewards that are measured and never trained on (a judge, ...)."""
+    set_size: int = 16
+    """Prompts in each of the disjoint subsets that a set reward's win rate compares."""
     diversity: Spec | None = None
     """Encoder whose embedding diversity is reported (mean pairwise cosine distance)."""
     seed: int = 1_000_003
@@ -139,6 +141,9 @@ class TrainConfig:
     rewards: tuple[RewardSpec, ...] = ()
     """At least one; their weighted sum ranks samples."""
     contrast: Spec = field(default_factory=lambda: Spec("best_worst"))
+    """best_worst, all_pairs, random_labels; swap lets set rewards judge whole sets."""
+    credit: Spec = field(default_factory=lambda: Spec("influence"))
+    """How a set reward scores single clips for any contrast but swap: influence or leave_one_out."""
     objective: Spec = field(default_factory=lambda: Spec("nft"))
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
@@ -267,6 +272,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("evaluation.samples_per_prompt", 1, _INF),
     ("evaluation.steps", 1, _INF),
     ("evaluation.guidance", 0, _INF),
+    ("evaluation.set_size", 2, _INF),
     ("evaluation.seed", 0, 2**62),
     ("evaluation.keep_samples", 0, _INF),
     ("num_generations", 2, _INF),  # one sample of a prompt has nothing to be ranked against

@@ -46,7 +46,57 @@ class SetReward(Protocol):
         ...
 
     def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
-        """(k,) scores of k candidate sets; `members` (k, n) are rows of `features`."""
+        """(k,) float64 scores of k candidate sets; `members` (k, n) are rows of `features`."""
+        ...
+
+
+class SwapScorer(Protocol):
+    """The score of one set of rows, and of the sets that differ from it in one member: what a swap search asks for.
+
+    Made for fixed features; a row stands at most once in the set.
+    """
+
+    @property
+    def value(self) -> float:
+        """Score of the present set."""
+        ...
+
+    def start(self, members: Tensor) -> None:
+        """Makes `members` (n,), rows of the features, the present set."""
+        ...
+
+    def neighbours(self, leaving: Tensor, entering: Tensor) -> Tensor:
+        """(c,) float64: the score after row leaving[j] of the set is replaced by row entering[j]; exact."""
+        ...
+
+    def bounds(self, leaving: Tensor, entering: Tensor) -> tuple[Tensor, Tensor]:
+        """(c,) and (c,): cheap lower and upper bounds of `neighbours`, infinite where there are none."""
+        ...
+
+    def swap(self, leaving: int, entering: int) -> None:
+        """Makes that neighbour the present set."""
+        ...
+
+
+@runtime_checkable
+class SwappableReward(SetReward, Protocol):
+    """A set reward that scores one-swap neighbours faster than one by one."""
+
+    def swap_scorer(self, features: Tensor) -> SwapScorer:
+        """A scorer of sets of rows of `features` (b, s, f)."""
+        ...
+
+
+@runtime_checkable
+class InfluenceReward(SetReward, Protocol):
+    """A set reward whose derivative at a large set is known in closed form."""
+
+    def influence(self, queue: Tensor, features: Tensor) -> Tensor:
+        """(b,) float64: d/de of the score of the mixture (1 - e) * queue + e * clip i, at e = 0.
+
+        queue (n, s, f), features (b, s, f). In a set of n clips, exchanging clip i for clip j changes the score by
+        about (influence_j - influence_i) / n.
+        """
         ...
 
 

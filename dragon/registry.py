@@ -32,17 +32,27 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "song_frechet": "dragon.rewards.frechet:SongFrechet",
         "judge_score": "dragon.rewards.judge:JudgeScore",
         "random": "dragon.rewards.control:RandomReward",
+        "heard": "dragon.rewards.heard:Heard",
+        "set_frechet": "dragon.rewards.set_frechet:SetFrechet",
+        "set_kernel": "dragon.rewards.set_kernel:SetKernel",
+        "vendi": "dragon.rewards.set_vendi:SetVendi",
     },
     "encoder": {
         "mini": "dragon.encoders.mini:MiniEncoder",
         "mini-codec": "dragon.encoders.codec:CodecEncoder",
         "mini-judge": "dragon.encoders.mini:MiniJudgeEncoder",
+        "mini-shared": "dragon.encoders.shared:SharedEncoder",
         "spectral": "dragon.encoders.spectral:Spectral",
     },
     "contrast": {
         "best_worst": "dragon.contrast.pairs:best_worst",
         "all_pairs": "dragon.contrast.pairs:all_pairs",
         "random_labels": "dragon.contrast.pairs:random_labels",
+        "swap": "dragon.contrast.swap:Swap",
+    },
+    "credit": {
+        "influence": "dragon.contrast.credit:Influence",
+        "leave_one_out": "dragon.contrast.credit:LeaveOneOut",
     },
     "objective": {
         "dpo": "dragon.objectives.dpo:DPO",

@@ -21,6 +21,7 @@ from dragon.collect import Collected, Progress
 from dragon.config import TrainConfig, from_dict, read_yaml, to_dict
 from dragon.errors import ConfigError, DragonError
 from dragon.evaluate import Evaluation, evaluate
+from dragon.intervals import SMALLEST_SPLIT
 from dragon.protocols import Policy
 from dragon.report import write_evaluation, write_report
 from dragon.runfolder import Start, check_folder, open_folder
@@ -84,6 +85,7 @@ def measure(
         columns=run.eval_prompts.columns,
         batch_size=run.config.rollout.batch_size,
         keep=wanted.keep_samples,
+        set_size=wanted.set_size,
         progress=progress,
     )
     write_evaluation(result, folder)
@@ -224,6 +226,7 @@ class _Probe:
             columns=prompts.columns,
             batch_size=self._run.config.rollout.batch_size,
             keep=0,
+            set_size=min(wanted.set_size, len(prompts) // SMALLEST_SPLIT),
             same_seed=False,
             progress=self._progress,
             base=self._base,

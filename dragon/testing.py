@@ -19,7 +19,7 @@ from torch import Tensor
 from dragon.errors import PluginError
 from dragon.faults import Faults, TrainsBadly
 from dragon.media import Cond, Generation, Media
-from dragon.protocols import InstanceReward, Noising, Policy, SetReward
+from dragon.protocols import InfluenceReward, InstanceReward, Noising, Policy, SetReward, SwappableReward
 
 __all__ = ["TrainsBadly", "check_policy", "check_reward"]
 
@@ -134,6 +134,46 @@ def _check_set_reward(reward: SetReward, media: Media, faults: Faults) -> None:
     faults.same("score_sets", scores[:1], scores[2:], "does not depend on the order of a set's members")
     alone = faults.call("score_sets", lambda: torch.cat([reward.score_sets(features, m[None]) for m in members]))
     faults.same("score_sets", scores, alone, "scores a candidate set alike alone and among others")
+    if isinstance(reward, SwappableReward):
+        _check_swap_scorer(reward, features, faults)
+    if isinstance(reward, InfluenceReward):
+        _check_influence(reward, features, faults)
+
+
+def _check_swap_scorer(reward: SwappableReward, features: Tensor, faults: Faults) -> None:
+    """Of the set of all clips but the last: its neighbours, which let the last clip in."""
+    n = len(features)
+    scorer = faults.call("swap_scorer", lambda: reward.swap_scorer(features))
+    if scorer is None:
+        return
+    inside, last = torch.arange(n - 1), torch.full((n - 1,), n - 1)
+    sets = torch.where(torch.eye(n - 1, dtype=torch.bool), last, inside.repeat(n - 1, 1))
+    expected = reward.score_sets(features, sets).double()
+    faults.call("swap_scorer", lambda: scorer.start(inside))
+    found = faults.call("swap_scorer", lambda: scorer.neighbours(inside, last))
+    if found is None or not faults.shape("swap_scorer", found, (n - 1,), "neighbours gives one score an exchange"):
+        return
+    faults.same("swap_scorer", found, expected, "scores a set after an exchange as score_sets does")
+    low, high = scorer.bounds(inside, last)
+    slack = 1e-6 * (1 + expected.abs())
+    inside_bounds = ((low <= expected + slack) & (expected <= high + slack)).all()
+    faults.expect(inside_bounds, "swap_scorer", "gives bounds that hold the score")
+    scorer.swap(0, n - 1)
+    faults.same(
+        "swap_scorer", torch.tensor([scorer.value], dtype=torch.float64), expected[:1], "keeps its value over a swap"
+    )
+
+
+def _check_influence(reward: InfluenceReward, features: Tensor, faults: Faults) -> None:
+    found = faults.call("influence", lambda: reward.influence(features, features))
+    if found is None or not faults.shape("influence", found, (len(features),), "one number a clip"):
+        return
+    faults.expect(torch.isfinite(found).all(), "influence", f"gives finite numbers; it gave {found.tolist()}")
+    # a mixture of the queue with itself is the queue
+    small = abs(float(found.mean())) <= 1e-6 * (1 + float(found.abs().max()))
+    faults.expect(
+        small, "influence", f"averages to 0 over the queue's own clips; it averages to {float(found.mean()):g}"
+    )
 
 
 def _check_encode(policy: Policy, prompts: list[str], faults: Faults) -> None:

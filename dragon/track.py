@@ -47,6 +47,7 @@ def record(report: StepReport) -> dict[str, object]:
         "step": report.step,
         "reward": report.reward,
         "rewards": dict(report.rewards),
+        "figures": dict(report.figures),
         "gap": report.gap,
         "loss": report.loss,
         "implicit_accuracy": report.implicit_accuracy,

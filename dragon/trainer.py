@@ -26,11 +26,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from dragon.contrast import Pairs, RewardMixture
-from dragon.errors import ConfigError, NotFinite, PluginError
+from dragon.contrast import Credit, Pairs, Swap
+from dragon.errors import ConfigError
 from dragon.learner import Learner, PairPool, Update, check_finite
 from dragon.media import Generation, Media
-from dragon.protocols import InstanceReward, Objective, Policy
+from dragon.protocols import Objective, Policy
+from dragon.scoring import Scoring, WeightedReward, why_no_pairs
 
 
 @dataclass(frozen=True)
@@ -97,18 +98,11 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class WeightedReward:
-    """A reward, and its weight in the mixture that ranks samples."""
-
-    reward: InstanceReward
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class StepReport:
     """What one step saw and did. `step` counts finished steps, so the first report says 1.
 
-    rewards: mean score by reward; reward: mean of the mixture; both over samples on which no one abstained.
+    rewards: mean score by reward, for a set reward the score of all clips as one set; reward: their mixture; means
+    are over samples on which no one abstained. figures: each reward on D+ and on D-, and more (dragon.scoring.Split).
     gap: mean of mixture(D+) - mixture(D-) over the fresh pairs. implicit_accuracy: share of trained pairs whose
     winner gained more over the reference than its loser (ties count one half). gain_positive, gain_negative: mean
     gain on D+ and D-. z0: KTO's zero point. beta_gain_median: median |beta * gain|. grad_norm: before clipping.
@@ -120,6 +114,7 @@ class StepReport:
     step: int
     rewards: Mapping[str, float]
     reward: float
+    figures: Mapping[str, float]
     gap: float
     loss: float
     implicit_accuracy: float
@@ -144,7 +139,8 @@ class Trainer:
     """Tunes `policy` toward the weighted sum of `rewards`.
 
     prompts: training prompts; `columns`: the prompt file's other columns, one value a prompt, given to rewards.
-    contrast: scores (m, k) and a generator -> pairs of rows (`dragon.contrast`).
+    contrast: scores (m, k) and a generator -> pairs of rows (`dragon.contrast`), or `Swap`. credit: how a set reward
+    scores single clips, where the contrast is not `Swap`; None: influence at a queue of recent clips.
 
     >>> for report in Trainer(policy, rewards, prompts, contrast=best_worst(), objective=NFT(),
     ...                       settings=TrainSettings()).run():      # doctest: +SKIP
@@ -157,16 +153,16 @@ class Trainer:
         rewards: Sequence[WeightedReward],
         prompts: Sequence[str],
         *,
-        contrast: Callable[[Tensor, Generator], Pairs],
+        contrast: Callable[[Tensor, Generator], Pairs] | Swap,
         objective: Objective,
         settings: TrainSettings,
         columns: Mapping[str, Sequence[object]] | None = None,
+        credit: Credit | None = None,
     ) -> None:
-        self.policy, self.rewards, self.prompts = policy, tuple(rewards), tuple(prompts)
-        self.contrast, self.settings = contrast, settings
+        self.policy, self.prompts, self.settings = policy, tuple(prompts), settings
         self.columns = {name: tuple(values) for name, values in (columns or {}).items()}
-        _check_parts(self.rewards, self.prompts, self.columns)
-        self.mixture = RewardMixture([r.weight for r in self.rewards])
+        _check_prompts(self.prompts, self.columns)
+        self.scoring = Scoring(rewards, contrast, credit)
         self.learner = Learner(
             policy,
             objective,
@@ -211,7 +207,7 @@ class Trainer:
         return {
             "step": self.step,
             "learner": self.learner.state_dict(),
-            "mixture": self.mixture.state_dict(),
+            **self.scoring.state_dict(),
             "replay": [pool.state_dict() for pool in self._replay],
         }
 
@@ -222,7 +218,7 @@ class Trainer:
             ConfigError: the state is of another objective, other rewards or other weights.
         """
         self.learner.load_state_dict(state["learner"])
-        self.mixture.load_state_dict(state["mixture"])
+        self.scoring.load_state_dict(state)
         self._replay = [PairPool.from_state(pool, self.learner.device) for pool in state["replay"]]
         self.step = int(state["step"])
 
@@ -237,22 +233,23 @@ class Trainer:
         with watch("decode"):
             media = self._decode(generation, index)
         with watch("score"):
-            tables = {r.reward.name: self._score(r.reward, media, generation, watch).view(m, k) for r in self.rewards}
+            scored = self.scoring.score(media, generation.seeds, (m, k), self.settings.batch_size)
         with watch("search"):
-            scores = self.mixture.combine(list(tables.values()))
-            pairs = self.contrast(scores, self._generator("pairs"))
-        skipped = "" if len(pairs) else _why_no_pairs(tables, pairs)
+            split = self.scoring.split(scored, self._generator("pairs"))
+        pairs = split.pairs
+        skipped = "" if len(pairs) else why_no_pairs(scored, split)
         updates: list[Update] = []
         with watch("train"):
-            if skipped:
+            if skipped and not split.waiting:
                 warnings.warn(f"step {self.step + 1}: {skipped}; no update was made", stacklevel=3)
-            else:
+            elif not skipped:
                 updates = self._learn(generation, pairs)
         self.step += 1
         return StepReport(
             step=self.step,
-            rewards={name: _mean(table) for name, table in tables.items()},
-            reward=_mean(scores),
+            rewards=split.rewards,
+            reward=split.reward,
+            figures=split.figures,
             gap=_mean(pairs.gap),
             loss=_mean([u.loss for u in updates]),
             implicit_accuracy=_mean([u.implicit_accuracy for u in updates]),
@@ -266,11 +263,11 @@ class Trainer:
             pairs=len(pairs),
             ties_dropped=pairs.ties,
             seconds=watch.stages,
-            reward_seconds=watch.rewards,
+            reward_seconds=scored.seconds,
             skipped=skipped,
             media=media,
             seeds=generation.seeds,
-            scores=scores,
+            scores=split.scores,
         )
 
     def _draw_prompts(self) -> list[int]:
@@ -317,31 +314,6 @@ class Trainer:
         check_finite("a decoded clip", media.tensor, generation)
         return media
 
-    def _score(self, reward: InstanceReward, media: Media, generation: Generation, watch: _Watch) -> Tensor:
-        """(m * k,) float64 scores of one reward; NaN only where it may abstain."""
-        start, parts = time.perf_counter(), []
-        with torch.no_grad():  # also gives gradients back if a reward switches them off for the whole process
-            for rows in _slices(len(media), self.settings.batch_size):
-                batch = media.rows(range(len(media))[rows])
-                scores = torch.as_tensor(reward.score(batch)).detach().to("cpu", torch.float64)
-                if scores.shape != (len(batch),):
-                    raise PluginError(
-                        f"reward {reward.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} "
-                        f"clips; expected ({len(batch)},)"
-                    )
-                parts.append(scores)
-        scores = torch.cat(parts)
-        watch.rewards[reward.name] = time.perf_counter() - start
-        bad = scores.isinf() if reward.abstains else ~scores.isfinite()
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            expected = "a finite number, or NaN to abstain" if reward.abstains else "a finite number"
-            raise NotFinite(
-                f"reward {reward.name!r} is {float(scores[row])} for prompt {generation.prompts[row]!r}, seed "
-                f"{generation.seeds[row]}; expected {expected}; mend the reward"
-            )
-        return scores
-
     def _learn(self, generation: Generation, pairs: Pairs) -> list[Update]:
         """The step's updates, on its own pairs and those that are replayed."""
         s, rate = self.settings, self._learning_rate(self.step)
@@ -386,7 +358,6 @@ class _Watch:
     """Seconds of each stage, by the wall clock. Every stage ends in a check that waits for the device."""
 
     stages: dict[str, float] = field(default_factory=dict)
-    rewards: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -405,28 +376,12 @@ def _slices(rows: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _check_parts(
-    rewards: Sequence[WeightedReward],
-    prompts: Sequence[str],
-    columns: Mapping[str, Sequence[object]],
-) -> None:
-    names = [r.reward.name for r in rewards]
-    if not names or len(set(names)) != len(names):
-        raise ConfigError(f"rewards are {names}; expected at least one, each with a name of its own")
+def _check_prompts(prompts: Sequence[str], columns: Mapping[str, Sequence[object]]) -> None:
     if not prompts:
         raise ConfigError("there are no training prompts; expected at least one")
     for name, values in columns.items():
         if len(values) != len(prompts):
             raise ConfigError(f"column {name!r} has {len(values)} values for {len(prompts)} prompts; expected one each")
-
-
-def _why_no_pairs(tables: Mapping[str, Tensor], pairs: Pairs) -> str:
-    silent = [name for name, table in tables.items() if table.isnan().all()]
-    if silent:
-        return f"reward {', '.join(map(repr, silent))} abstained on every sample"
-    if pairs.ties:
-        return "the samples of each prompt have equal scores, so there is nothing to learn from"
-    return "no prompt has two samples on which no reward abstained"
 
 
 def _mean(values: Tensor | Sequence[float]) -> float:

@@ -4,8 +4,17 @@ if __name__ != "dragon.exemplars":
     # under a second name every class would exist twice, and isinstance and the registry would disagree
     raise ImportError(f"import this package as dragon.exemplars, not as {__name__!r}")
 
-from dragon.exemplars.collect import build_from_folder, build_from_media
+from dragon.exemplars.collect import build_from_captions, build_from_folder, build_from_media
 from dragon.exemplars.gaussian import Gaussian
 from dragon.exemplars.sets import ExemplarSet, Item, available, load
 
-__all__ = ["ExemplarSet", "Gaussian", "Item", "available", "build_from_folder", "build_from_media", "load"]
+__all__ = [
+    "ExemplarSet",
+    "Gaussian",
+    "Item",
+    "available",
+    "build_from_captions",
+    "build_from_folder",
+    "build_from_media",
+    "load",
+]

@@ -1,7 +1,9 @@
-"""Making exemplar sets: from a folder of audio, or from clips that a program already has.
+"""Making exemplar sets: from a folder of audio, from clips that a program already has, or from captions.
 
 Knows audio and encoders by their protocol. Files are cut into windows of one length, because an encoder's frames
-depend on the length of what it hears; every file that cannot be used is named with its reason.
+depend on the length of what it hears; every file that cannot be used is named with its reason. A caption gives one
+frame, its text embedding; such a set serves clips only where the encoder centres both modalities
+(dragon.encoders.shared).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,9 +24,13 @@ from dragon.errors import AudioError, ConfigError, NotFinite
 from dragon.exemplars.gaussian import Gaussian, squared_parts
 from dragon.exemplars.sets import ExemplarSet, Item
 from dragon.media import Media
-from dragon.protocols import Encoder
+from dragon.protocols import Encoder, JointEncoder
+
+KEEP_FRAMES = 2048
+"""Frames that a set keeps besides their statistics."""
 
 _BANDWIDTH_FRAMES = 2048
+_CAPTION_LETTERS = 60  # of a caption that are kept as its item's name
 _BATCH = 16  # windows an encoder sees at once
 
 
@@ -35,6 +42,7 @@ def build_from_folder(
     seconds: float = 5.12,
     min_seconds: float = 1.0,
     skip_bad: bool = False,
+    keep_frames: int = KEEP_FRAMES,
     source: str = "",
     licence: str = "",
 ) -> ExemplarSet:
@@ -42,8 +50,8 @@ def build_from_folder(
 
     seconds: files are cut into consecutive windows of this length (5.12 s is a clip of the built-in model); a rest
     of half a window or more gives one window that ends with the file, a shorter rest is left out; a file shorter
-    than one window is used as it is. min_seconds: shorter files are bad. source: text kept in the set; the folder's
-    name if empty.
+    than one window is used as it is. min_seconds: shorter files are bad. keep_frames: at most so many are kept in the
+    set (0: none). source: text kept in the set; the folder's name if empty.
 
     Raises:
         AudioError: no audio, or files that are unreadable, silent, too short or hold NaN: all of them, each with its
@@ -78,7 +86,7 @@ def build_from_folder(
         "min_seconds": min_seconds,
         "skipped": bad,
     }
-    return _finish(name, encoder, items, frames, settings, source or root.resolve().name, licence)
+    return _finish(name, encoder, items, frames, settings, source or root.resolve().name, licence, keep_frames)
 
 
 def build_from_media(
@@ -87,10 +95,13 @@ def build_from_media(
     name: str,
     *,
     names: Sequence[str] | None = None,
+    keep_frames: int = KEEP_FRAMES,
     source: str = "",
     licence: str = "",
 ) -> ExemplarSet:
     """Statistics of clips in memory, one batch or many; names: one a clip (clip-0, clip-1, ... if not given).
+
+    keep_frames: at most so many frames are kept in the set (0: none).
 
     Raises:
         ConfigError: no clips, or not one name a clip. NotFinite: a clip or its features hold NaN or infinity.
@@ -108,7 +119,54 @@ def build_from_media(
         if len(names) != len(items):
             raise ConfigError(f"{len(names)} names for {len(items)} clips; expected one a clip")
         items = [Item(str(n), i.content_hash, i.frames) for n, i in zip(names, items, strict=True)]
-    return _finish(name, encoder, items, frames, {"seconds": "whole clips"}, source, licence)
+    return _finish(name, encoder, items, frames, {"seconds": "whole clips"}, source, licence, keep_frames)
+
+
+def build_from_captions(
+    captions: Sequence[str],
+    encoder: Encoder,
+    name: str,
+    *,
+    keep_frames: int = KEEP_FRAMES,
+    source: str = "",
+    licence: str = "",
+) -> ExemplarSet:
+    """Statistics of the text embeddings of captions, one frame each: "sounds like what these say".
+
+    The captions need not belong to prompts or clips. What they leave out counts as usual, what they say as wanted in
+    the share of captions that say it. keep_frames: as above.
+
+    Raises:
+        ConfigError: the encoder embeds no text; fewer than two captions; blank ones, all of them with their number.
+        NotFinite: an embedding holds NaN or infinity.
+    """
+    if not isinstance(encoder, JointEncoder):
+        raise ConfigError(
+            f"exemplars {name!r}: encoder {encoder.name!r} embeds no text, which captions need; take a joint "
+            "encoder, such as 'mini-shared' (dragon.encoders.shared.SharedEncoder)"
+        )
+    blank = [str(number) for number, caption in enumerate(captions, 1) if not caption.strip()]
+    if blank:
+        raise ConfigError(f"exemplars {name!r}: caption {', '.join(blank)} of {len(captions)} is blank; remove it")
+    if len(captions) < 2:
+        raise ConfigError(f"exemplars {name!r}: {len(captions)} captions; give at least two, better hundreds")
+    if not hasattr(encoder, "gap"):
+        warnings.warn(
+            f"exemplars {name!r}: encoder {encoder.name!r} does not centre its modalities, so the distance of clips to "
+            "these captions can be mostly the modality gap, and a reward then pays for crossing it; its frames of "
+            "clips may even lie in another space. Use encoder 'mini-shared', or wrap yours in "
+            "dragon.encoders.shared.SharedEncoder",
+            stacklevel=2,
+        )
+    with torch.no_grad():
+        rows = encoder.embed_text(list(captions)).detach().to("cpu")
+    finite = torch.isfinite(rows).all(dim=1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0, 0])
+        raise NotFinite(f"encoder {encoder.name!r} made NaN or infinity of caption {captions[row]!r}")
+    items = [Item(_short(caption), _text_hash(caption), 1) for caption in captions]
+    settings: dict[str, object] = {"captions": "one frame a caption: its text embedding"}
+    return _finish(name, encoder, items, list(rows[:, None]), settings, source, licence, keep_frames, "text")
 
 
 def content_hash(samples: np.ndarray, rate: int) -> str:
@@ -116,6 +174,16 @@ def content_hash(samples: np.ndarray, rate: int) -> str:
     digest = hashlib.blake2b(f"{samples.shape} {rate}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(samples, dtype="<f4").tobytes())
     return digest.hexdigest()
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _short(caption: str) -> str:
+    """On one line, and cut."""
+    line = " ".join(caption.split())
+    return line if len(line) <= _CAPTION_LETTERS else line[: _CAPTION_LETTERS - 3] + "..."
 
 
 def _windows(clip: audio.Audio, seconds: float, label: str) -> Iterable[Media]:
@@ -154,7 +222,11 @@ def _finish(
     settings: dict[str, object],
     source: str,
     licence: str,
+    keep_frames: int,
+    modality: str = "audio",
 ) -> ExemplarSet:
+    if keep_frames < 0:
+        raise ConfigError(f"exemplars {name!r}: keep_frames {keep_frames}; expected a number of frames, or 0 for none")
     if not name or any(c in name for c in "/\\ \n"):
         raise ConfigError(f"exemplar set name {name!r}; expected a word without spaces or slashes, such as 'jazz'")
     if sum(len(f) for f in frames) < 2:
@@ -174,7 +246,15 @@ def _finish(
         licence=licence,
         bandwidth=_bandwidth(table),
         self_distance=_self_distance(frames),
+        features=_sample(table, keep_frames) if keep_frames else None,
+        modality=modality,
     )
+
+
+def _sample(table: Tensor, count: int) -> Tensor:
+    """At most `count` rows in their order, drawn with a fixed seed: even steps could fall in with a clip's length."""
+    drawn = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return table[drawn].to(torch.float32)
 
 
 def _bandwidth(table: Tensor) -> float:

@@ -1,7 +1,7 @@
 """Gaussian statistics of frames, held as mean and a factor of the covariance, and the distance of two of them.
 
-Knows tables of numbers only. Everything is float64 with ddof 1. The covariance S is held as F with F^T F = S,
-because the trace term of the Frechet distance is then a sum of singular values,
+Knows tables of numbers only. Everything is float64 with ddof 1, on the device of the frames. The covariance S is held
+as F with F^T F = S, because the trace term of the Frechet distance is then a sum of singular values,
 
     tr (S1 S2)^(1/2) = || F1 F2^T ||_*          (nuclear norm),
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dragon.errors import NotFinite, ShapeError
-from dragon.exemplars.features import Features, as_features
+from dragon.exemplars.features import Features, as_features, float64
 
 _QR_ROWS = 1 << 15  # rows factored at a time, so that a long table needs no second copy of itself
 
@@ -45,6 +45,10 @@ class Gaussian:
         """Of the covariance."""
         return float(self.factor.square().sum())
 
+    def on(self, like: Tensor) -> Gaussian:
+        """The same on the device of another tensor."""
+        return Gaussian(float64(self.mean, like), float64(self.factor, like), self.n)
+
     @staticmethod
     def of_frames(frames: Features, what: str = "features") -> Gaussian:
         """Statistics of (n, f) frames, n >= 2. Cost O(n f min(n, f))."""
@@ -64,8 +68,8 @@ class Gaussian:
 
         A singular covariance is allowed; its null directions are then known to about 1e-8 of the largest spread.
         """
-        mu = torch.as_tensor(mean).detach().to("cpu", torch.float64)
-        cov = torch.as_tensor(covariance).detach().to("cpu", torch.float64)
+        mu = float64(mean)
+        cov = float64(covariance, like=mu)
         if mu.ndim != 1 or len(mu) == 0 or cov.shape != (len(mu), len(mu)):
             raise ShapeError(f"{what}: mean {tuple(mu.shape)}, covariance {tuple(cov.shape)}; expected (f,) and (f, f)")
         if not bool(torch.isfinite(mu).all()):
@@ -89,7 +93,11 @@ class Gaussian:
 
 
 def squared_parts(first: Gaussian, second: Gaussian) -> tuple[float, float]:
-    """The two parts of the squared Frechet distance: |mean difference|^2 and that of the covariances, both >= 0."""
+    """The two parts of the squared Frechet distance: |mean difference|^2 and that of the covariances, both >= 0.
+
+    Computed on the first one's device.
+    """
+    second = second.on(first.mean)
     mean_part = float((first.mean - second.mean).square().sum())
     nuclear = float(torch.linalg.svdvals(first.factor @ second.factor.mT).sum())
     # equal covariances leave rounding noise of about 1e-15 of the trace, of either sign

@@ -1,9 +1,9 @@
 """Exemplar sets: "sounds like these", as statistics of their frames in one file.
 
-A set is one .safetensors file: mean and covariance (ddof 1, float64) of all frames, and in its header what they are:
-name, encoder and its fingerprint, settings, items with content hashes, source, licence. It carries no audio. A set
-serves only the encoder that made it: `check_encoder` refuses any other. Knows encoders by name and fingerprint only;
-sets are made by dragon.exemplars.collect.
+A set is one .safetensors file: mean and covariance (ddof 1, float64) of all frames, a sample of the frames, and in its
+header what they are: name, modality, encoder and its fingerprint, settings, items with content hashes, source, licence.
+It carries no audio. A set serves only the encoder that made it: `check_encoder` refuses any other. Knows encoders by
+name and fingerprint only; sets are made by dragon.exemplars.collect.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,9 @@ import torch
 from torch import Tensor
 
 from dragon.errors import ConfigError
+from dragon.exemplars.features import as_features
 from dragon.exemplars.gaussian import Gaussian
+from dragon.files import write_whole
 from dragon.protocols import Encoder
 
 VERSION = 1
@@ -31,7 +32,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Item:
-    """One clip of a set: its name (never an absolute path), the hash of its samples, and its frames."""
+    """One clip or caption of a set: its name (never an absolute path), the hash of what it holds, and its frames."""
 
     name: str
     content_hash: str
@@ -40,13 +41,15 @@ class Item:
 
 @dataclass(frozen=True, eq=False)
 class ExemplarSet:
-    """Statistics of an encoder's frames over exemplar clips.
+    """Statistics of an encoder's frames over exemplar clips, or of a joint encoder's embeddings of captions.
 
     mean (f,) and cov (f, f), float64, ddof 1; frames: how many frames they are of; count: clips.
     encoder, encoder_hash: name and fingerprint of the encoder. settings: how clips were cut and embedded.
     bandwidth: median distance of two frames (of at most 2,048, evenly spaced), None if it was not computed.
     self_distance: Frechet distance between two random halves of the clips: below it, a distance to this set tells
     nothing. None for fewer than two clips.
+    features: (r, f) float32, frames drawn at random with a fixed seed, for distances that need frames and not moments;
+    None: none were kept. modality: "audio", or "text" for a set of captions.
     """
 
     name: str
@@ -61,6 +64,8 @@ class ExemplarSet:
     licence: str = ""
     bandwidth: float | None = None
     self_distance: float | None = None
+    features: Tensor | None = None
+    modality: str = "audio"
     version: int = VERSION
 
     @property
@@ -80,10 +85,11 @@ class ExemplarSet:
         """Raises ConfigError, with the command that rebuilds the set, unless `encoder` is the one that made it."""
         if encoder.fingerprint == self.encoder_hash and encoder.features == self.size:
             return
+        made_of = "CAPTIONS.txt" if self.modality == "text" else "FOLDER_OF_AUDIO"
         raise ConfigError(
             f"exemplars {self.name!r} were embedded with {self.encoder!r} (fingerprint {self.encoder_hash}), "
             f"the reward uses {encoder.name!r} (fingerprint {encoder.fingerprint}); rebuild with: "
-            f"dragon exemplars build FOLDER_OF_AUDIO --name {self.name} --encoder {encoder.name}"
+            f"dragon exemplars build {made_of} --name {self.name} --encoder {encoder.name}"
         )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -94,19 +100,11 @@ class ExemplarSet:
         if target.suffix != SUFFIX:
             raise ConfigError(f"exemplar file {target}: expected a name that ends in {SUFFIX}")
         tensors = {"mean": self.mean.to(torch.float64).contiguous(), "cov": self.cov.to(torch.float64).contiguous()}
+        if self.features is not None:
+            tensors["features"] = self.features.to(torch.float32).contiguous()
         content = save(tensors, metadata=self._header())
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                try:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.chmod(file.name, 0o644)
-                    os.replace(file.name, target)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            write_whole(target, content)
         except OSError as error:
             raise ConfigError(f"exemplar file {target} cannot be written ({error}); choose another place") from error
         return target
@@ -126,7 +124,9 @@ class ExemplarSet:
         return text | {key: json.dumps(value) for key, value in values.items()}
 
 
-_TEXT = ("name", "encoder", "encoder_hash", "source", "licence")
+_TEXT = ("name", "encoder", "encoder_hash", "source", "licence", "modality")
+_DEFAULTS = {"modality": "audio"}
+"""What the header of a file without these texts means: it was written before there were others."""
 
 
 def load(name: str | os.PathLike[str]) -> ExemplarSet:
@@ -159,7 +159,7 @@ def _read(path: Path) -> ExemplarSet:
         raise ConfigError(f"no exemplar file {path}; make it with: dragon exemplars build FOLDER_OF_AUDIO --out {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = _DEFAULTS | (file.metadata() or {})
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         version = json.loads(header["version"])
         if version != VERSION:
@@ -173,9 +173,12 @@ def _read(path: Path) -> ExemplarSet:
             settings=json.loads(header["settings"]),
             bandwidth=json.loads(header["bandwidth"]),
             self_distance=json.loads(header["self_distance"]),
+            features=tensors.get("features"),
             version=version,
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is not an exemplar set ({type(error).__name__}: {error}); build it anew") from error
     found.gaussian()  # wrong shapes and NaN are found here, with the set's name
+    if found.features is not None:
+        as_features(found.features, f"exemplars {found.name!r}: features", size=found.size)
     return found

@@ -15,24 +15,47 @@ from dragon.rewards.frechet import (
     per_song_frechet,
 )
 from dragon.rewards.function import FunctionReward
+from dragon.rewards.heard import Heard
+from dragon.rewards.infinity import FrechetInfinityResult, frechet_distance_infinity
 from dragon.rewards.judge import JudgeScore
 from dragon.rewards.kernel import KernelResult, kernel_distance, median_distance
+from dragon.rewards.labels import InceptionResult, KlResult, inception_score, kl_divergence
+from dragon.rewards.neighbours import PrdcResult, prdc
+from dragon.rewards.set_frechet import SetFrechet
+from dragon.rewards.set_kernel import SetKernel
+from dragon.rewards.set_vendi import SetVendi
+from dragon.rewards.vendi import VendiResult, vendi_score, vendi_score_from_kernel
 
 __all__ = [
     "ClapResult",
     "ClapScore",
     "DiversityResult",
+    "FrechetInfinityResult",
     "FrechetResult",
     "FunctionReward",
+    "Heard",
+    "InceptionResult",
     "JudgeScore",
     "KernelResult",
+    "KlResult",
+    "PrdcResult",
     "RandomReward",
+    "SetFrechet",
+    "SetKernel",
+    "SetVendi",
     "SongFrechet",
+    "VendiResult",
     "clap_score",
     "diversity",
     "frechet_distance",
     "frechet_distance_from_moments",
+    "frechet_distance_infinity",
+    "inception_score",
     "kernel_distance",
+    "kl_divergence",
     "median_distance",
     "per_song_frechet",
+    "prdc",
+    "vendi_score",
+    "vendi_score_from_kernel",
 ]

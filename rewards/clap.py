@@ -39,11 +39,11 @@ def clap_score(audio: Features, text: Features) -> ClapResult:
         ShapeError: sizes differ, no rows, or a row of zeros. NotFinite: NaN or infinity, with the row.
     """
     sound = as_features(audio, "audio embeddings")
-    words = as_features(text, "text embeddings", size=sound.shape[1])
+    words = as_features(text, "text embeddings", size=sound.shape[1], like=audio)
     if len(sound) != len(words):
         raise ShapeError(f"{len(sound)} audio embeddings, {len(words)} text embeddings; expected one caption a clip")
     scores = (unit_rows(sound, "audio embeddings") * unit_rows(words, "text embeddings")).sum(dim=1)
-    return ClapResult(float(scores.mean()), scores.numpy(), *sound.shape)
+    return ClapResult(float(scores.mean()), scores.cpu().numpy(), *sound.shape)
 
 
 def unit_rows(table: Tensor, what: str) -> Tensor:

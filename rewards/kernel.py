@@ -1,9 +1,9 @@
 """Kernel distance of two sets of features: 100 times the unbiased squared maximum mean discrepancy.
 
 Knows features only. Kernel Audio Distance, Chung et al. (2025, arXiv 2502.15602); the unbiased estimate is Gretton et
-al. (2012, JMLR 13), Lemma 6. Kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)). Float64, in blocks of rows; both sides are
-centred on the reference's mean first, which changes no distance and keeps far-off features exact. Two equal laws give
-0 on average, so values below 0 occur, are right, and are kept.
+al. (2012, JMLR 13), Lemma 6. Kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)). Float64, in blocks of rows, on the device of
+the generated features; both sides are centred on the reference's mean first, which changes no distance and keeps
+far-off features exact. Two equal laws give 0 on average, so values below 0 occur, are right, and are kept.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def kernel_distance(generated: Features, reference: Features, bandwidth: float |
     Raises:
         ShapeError, NotFinite: as `frechet_distance`. ConfigError: h is not above 0 (most reference rows are equal).
     """
-    y = as_features(reference, "reference", at_least=2)
+    y = as_features(reference, "reference", at_least=2, like=generated)
     x = as_features(generated, "generated", size=y.shape[1], at_least=2)
     centre = y.mean(dim=0)
     x, y = x - centre, y - centre
@@ -71,7 +71,8 @@ def median_distance(features: Features) -> float:
     table = table - table.mean(dim=0)
     pairs = len(table) * (len(table) - 1) // 2
     if pairs <= _SORT_PAIRS:
-        return float(np.median(torch.cat(list(_pair_blocks(table))).numpy()))
+        whole = torch.cat(list(_pair_blocks(table)))
+        return float(whole.kthvalue((pairs + 1) // 2).values + whole.kthvalue(pairs // 2 + 1).values) / 2
     some = torch.randperm(len(table), generator=torch.Generator().manual_seed(0))[:_BRACKET_ROWS]
     sample = torch.cat(list(_pair_blocks(table[some]))).sort().values
     ranks = ((pairs - 1) // 2, pairs // 2)

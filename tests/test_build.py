@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dragon.build import build, build_run, plugin_problems, train_settings
-from dragon.config import RewardSpec, Spec, TrainConfig, from_dict
+from dragon.config import RewardSpec, Spec, TrainConfig, from_dict, load
 from dragon.errors import ConfigError, PluginError
 from dragon.media import Media
-from dragon.protocols import InstanceReward
+from dragon.protocols import InstanceReward, SetReward
 from dragon.registry import BUILT_IN
 
 POINTS = """
@@ -66,7 +66,7 @@ def test_a_run_is_built_whole(folder: Path) -> None:
             objective={"name": "dpo", "options": {"beta": 7}},
         )
     )
-    assert run.rewards[0].weight == 3 and run.rewards[0].reward.scale == 2.0  # type: ignore[attr-defined]
+    assert run.rewards[0].weight == 3 and vars(run.rewards[0].reward)["scale"] == 2.0
     assert list(run.evaluated()) == ["right", "random"]
     assert run.prompts.prompts == ("left", "right") and run.eval_prompts.prompts == ("up", "down")
     assert run.objective.beta == 7
@@ -201,3 +201,20 @@ def test_every_contrast_and_objective_builds_with_its_defaults(folder: Path, kin
     assert plugin_problems(config(**values)) == []
     run = build_run(config(**values, max_steps=1, rollout={"prompts_per_step": 2, "steps": 2}))
     assert [report.step for report in run.trainer().run()] == [1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_configuration_is_right_and_its_rewards_build(path: Path) -> None:
+    shipped = load(path, checks=[plugin_problems])
+    specs: list[Spec | RewardSpec] = [*shipped.rewards, *shipped.evaluation.watch]
+    for spec in specs:
+        assert isinstance(build("reward", spec), InstanceReward | SetReward)
+    for kind, part in (("contrast", shipped.contrast), ("credit", shipped.credit), ("objective", shipped.objective)):
+        build(kind, part)
+
+
+def test_a_set_reward_with_too_few_held_out_prompts_is_refused_before_training(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="evaluation.set_size: 16 is too large for 2 held-out prompts: .* 'vendi'"):
+        build_run(config(rewards=[{"name": "vendi"}], evaluation={"prompts": 2}))

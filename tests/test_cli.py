@@ -307,6 +307,49 @@ def test_exemplars_are_built_listed_and_shown(folder: Path, capsys) -> None:
     assert dragon(capsys, "exemplars", "list")[0] == 0
 
 
+def test_exemplars_are_built_of_captions(folder: Path, capsys) -> None:
+    (folder / "waltzes.txt").write_text("a slow waltz\nwaltz in three, with piano\na waltz dance, happy\n")
+    status, out, err = dragon(capsys, "exemplars", "build", "waltzes.txt", "--licence", "CC0")
+    assert status == 0 and "wrote waltzes.safetensors: 3 captions, 3 frames of mini-shared" in out, err
+    status, out, _ = dragon(capsys, "exemplars", "show", "./waltzes.safetensors")
+    shown = dict(line.split(None, 1) for line in out.replace("kept frames", "kept_frames").splitlines())
+    assert shown["modality"] == "text" and shown["kept_frames"] == "3" and shown["source"] == "waltzes.txt"
+
+    rows = [{"caption": "a slow waltz", "file": "a.wav"}, {"caption": "a waltz dance", "file": "b.wav"}]
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "c.csv").write_text("file,caption\na.wav,a slow waltz\nb.wav,a waltz dance\n")
+    (folder / "p.csv").write_text("prompt,genre\na slow waltz,1\na waltz dance,2\n")
+    found = []
+    for name in ("c.jsonl", "c.csv", "p.csv"):
+        status, out, err = dragon(capsys, "exemplars", "build", name, "--name", "two", "--out", f"{name}.safetensors")
+        assert status == 0 and "2 captions" in out, err
+        found.append(load_file(f"{name}.safetensors")["features"])
+    assert found[0].equal(found[1]) and found[0].equal(found[2])
+    assert dragon(capsys, "exemplars", "list")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "message"),
+    [
+        ("c.txt", "one\n", [], "1 captions; give at least two"),
+        ("c.txt", "one\n\ntwo\n", [], "line 2: the prompt is ''"),
+        ("c.txt", "one\ntwo\n", ["--encoder", "spectral"], "'spectral' embeds no text"),
+        ("c.csv", 'caption\none\n""\ntwo\n', [], "caption 2 of 3 is blank"),
+        ("c.csv", "words\none\n", [], "no column 'prompt' among words"),
+        ("c.jsonl", '{"caption": "one"}\n{oops\n', [], "captions 'c.jsonl' cannot be read (Expecting"),
+        ("c.txt", None, [], "no such file"),
+    ],
+)
+def test_captions_that_cannot_be_used_leave_no_file(
+    folder: Path, capsys, name: str, content: str | None, flags: list[str], message: str
+) -> None:
+    if content is not None:
+        (folder / name).write_text(content)
+    status, _, err = dragon(capsys, "exemplars", "build", name, *flags)
+    assert status == 2 and message in err and "Traceback" not in err, err
+    assert not list(folder.glob("*.safetensors"))
+
+
 def test_plugins_lists_every_name(capsys) -> None:
     from dragon.registry import BUILT_IN
 

@@ -14,13 +14,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "__main__", "__init__"),
     ("run", "runfolder", "samples"),
     ("build", "config", "loading", "prompts"),
-    ("trainer", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
+    ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
     ("protocols", "media", "audio", "registry"),
     ("diffusion",),
-    ("errors", "faults"),
+    ("errors", "faults", "files"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dragon.contrast.swap import Rescored
 from dragon.errors import PluginError
 from dragon.media import Cond, Media
 from dragon.policy.toy import ToyPolicy
@@ -32,6 +33,25 @@ class MeanSpread:
 
     def score_sets(self, features, members):
         return features[members].mean((2, 3)).var(1)
+
+
+class SquaredMean(MeanSpread):
+    """Minus the squared mean of a set, with a swap scorer and its derivative."""
+
+    def score_sets(self, features, members):
+        return -features[members].mean((1, 2, 3)).square()
+
+    def swap_scorer(self, features):
+        return Rescored(self, features)
+
+    def influence(self, queue, features):
+        mean = queue.mean()
+        return -2 * mean * (features.mean((1, 2)) - mean)
+
+
+def rescored(features, **methods):
+    """A swap scorer of SquaredMean with these methods in place of its own."""
+    return type("Broken", (Rescored,), methods)(SquaredMean(), features)
 
 
 def breaking(base, **methods):
@@ -124,6 +144,35 @@ class TestRewards:
     def test_each_breach_of_a_set_reward_is_named(self, broken, message):
         with pytest.raises(PluginError, match=message):
             check_reward(breaking(MeanSpread, **broken))
+
+    def test_a_set_reward_with_swaps_and_influence_passes(self):
+        check_reward(SquaredMean())
+
+    @pytest.mark.parametrize(
+        ("broken", "message"),
+        [
+            (
+                {"swap_scorer": lambda self, f: Rescored(MeanSpread(), f)},
+                "swap_scorer: expected that it scores a set after an exchange as score_sets does",
+            ),
+            (
+                {"swap_scorer": lambda self, f: rescored(f, swap=lambda self, a, b: None)},
+                "swap_scorer: expected that it keeps its value over a swap",
+            ),
+            (
+                {"swap_scorer": lambda self, f: rescored(f, bounds=lambda self, a, b: (a * 0 + 1, a * 0 + 2))},
+                "swap_scorer: expected that it gives bounds that hold the score",
+            ),
+            ({"influence": lambda self, q, f: f.mean()}, r"influence: expected that it gives shape \(\d,\)"),
+            (
+                {"influence": lambda self, q, f: f.mean((1, 2))},
+                "influence: expected that it averages to 0 over the queue's own clips",
+            ),
+        ],
+    )
+    def test_each_breach_of_swaps_and_influence_is_named(self, broken, message):
+        with pytest.raises(PluginError, match=message):
+            check_reward(breaking(SquaredMean, **broken))
 
     def test_too_few_clips_are_refused(self):
         with pytest.raises(PluginError, match="got 1 clips; expected at least 3"):

@@ -27,7 +27,8 @@ def report(step: int = 1, *, media: Media | None = None, **changes: Any) -> Step
     tones = torch.stack([torch.sin(2 * math.pi * hz * seconds) for hz in (500, 1000, 2000, 3000)])
     media = media or Media(0.5 * tones[:, None].repeat(1, 2, 1), ("a", "a", "b", "b"), RATE)
     values: dict[str, Any] = {
-        "step": step, "rewards": {"clap": 0.5, "fad": -60.0}, "reward": 1.0, "gap": 0.25, "loss": 0.7,
+        "step": step, "rewards": {"clap": 0.5, "fad": -60.0}, "reward": 1.0, "figures": {"fad/positive": -50.0},
+        "gap": 0.25, "loss": 0.7,
         "implicit_accuracy": 0.75, "gain_positive": 0.1, "gain_negative": -0.1, "z0": math.nan, "beta": None,
         "beta_gain_median": math.nan, "grad_norm": 2.0, "learning_rate": 1e-4, "pairs": 2, "ties_dropped": 1,
         "seconds": {"rollout": 2.0, "decode": 0.5, "score": 0.5, "search": 0.0, "train": 3.0},

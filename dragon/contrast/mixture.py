@@ -51,15 +51,23 @@ class RewardMixture:
             NotFinite: an infinite score.
         """
         tables = self._checked(scores)
-        if len(tables) == 1:
-            return self.weights[0] * tables[0]
-        total = torch.zeros_like(tables[0])
-        for i, (weight, table) in enumerate(zip(self.weights, tables, strict=True)):
-            self._update(i, table)
-            variance = self._variances[i]
-            scaled = table / math.sqrt(variance) if variance else torch.zeros_like(table)
-            total = total + (weight * scaled).masked_fill(table.isnan(), torch.nan)
-        return total
+        self.observe([within_prompt_variance(table) for table in tables])
+        # a factor of 0 keeps NaN: that sample is still left out
+        return torch.stack([factor * table for factor, table in zip(self.factors, tables, strict=True)]).sum(0)
+
+    def observe(self, variances: Sequence[float | None]) -> None:
+        """Takes in a step's within-prompt variance of each reward (None: none was seen)."""
+        for i, fresh in enumerate(variances):
+            old = self._variances[i]
+            if fresh is not None:
+                self._variances[i] = fresh if old is None else self.momentum * old + (1 - self.momentum) * fresh
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """What each reward is multiplied by: weight / sd, 0 where it never differed; a single one: its weight."""
+        if len(self.weights) == 1:
+            return self.weights
+        return tuple(w / math.sqrt(v) if v else 0.0 for w, v in zip(self.weights, self._variances, strict=True))
 
     def state_dict(self) -> dict[str, object]:
         """JSON values that `load_state_dict` reads."""
@@ -88,13 +96,6 @@ class RewardMixture:
             if table.isinf().any():
                 raise NotFinite(f"reward {i} gave an infinite score; expected finite numbers, or NaN to abstain")
         return tables
-
-    def _update(self, i: int, table: Tensor) -> None:
-        fresh = within_prompt_variance(table)
-        if fresh is None:
-            return
-        old = self._variances[i]
-        self._variances[i] = fresh if old is None else self.momentum * old + (1 - self.momentum) * fresh
 
 
 def within_prompt_variance(table: Tensor) -> float | None:

@@ -1,21 +1,32 @@
-"""Exemplar sets: what they hold, their file, the encoder they refuse, and every bad file by name."""
+"""Exemplar sets: what they hold, their file, the encoder they refuse, every bad file by name, and sets of captions."""
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dragon import audio
 from dragon.audio import Audio
 from dragon.encoders.spectral import Spectral
-from dragon.errors import AudioError, ConfigError, NotFinite
-from dragon.exemplars import ExemplarSet, available, build_from_folder, build_from_media, load
+from dragon.errors import AudioError, ConfigError, NotFinite, ShapeError
+from dragon.exemplars import (
+    ExemplarSet,
+    available,
+    build_from_captions,
+    build_from_folder,
+    build_from_media,
+    load,
+)
 from dragon.exemplars import sets as sets_module
 from dragon.exemplars.collect import content_hash
 from dragon.media import Media
@@ -82,6 +93,23 @@ def test_content_hashes_depend_on_samples_and_rate_only():
     assert content_hash(one.samples, RATE) != content_hash(one.samples * 2, RATE)
 
 
+def test_frames_are_kept_in_their_order_and_at_most_so_many():
+    frames = ENCODER.embed_media(media(5)).flatten(0, 1)
+    whole = build_from_media(media(5), ENCODER, "noise", keep_frames=10_000).features
+    assert whole is not None and torch.equal(whole, frames)
+    some = build_from_media(media(5), ENCODER, "noise", keep_frames=20).features
+    assert some is not None and some.shape == (20, 8) and some.dtype == torch.float32
+    rows = [int((frames == row).all(dim=1).nonzero()[0, 0]) for row in some]
+    assert rows == sorted(set(rows))
+    # from all clips: evenly spaced frames of clips of one length would often be the same few of each clip
+    assert {row // (len(frames) // 5) for row in rows} == set(range(5))
+    again = build_from_media(media(5), ENCODER, "noise", keep_frames=20).features
+    assert again is not None and torch.equal(again, some)
+    assert build_from_media(media(5), ENCODER, "noise", keep_frames=0).features is None
+    with pytest.raises(ConfigError, match="keep_frames -1"):
+        build_from_media(media(5), ENCODER, "noise", keep_frames=-1)
+
+
 # ---- the file
 
 
@@ -90,7 +118,9 @@ def test_a_saved_set_loads_as_it_was(tmp_path: Path):
     path = made.save(tmp_path / "deep" / "noise.safetensors")
     back = load(path)
     assert torch.equal(back.mean, made.mean) and torch.equal(back.cov, made.cov)
+    assert back.features is not None and made.features is not None and torch.equal(back.features, made.features)
     for key in (
+        "modality",
         "name",
         "encoder",
         "encoder_hash",
@@ -149,6 +179,31 @@ def test_a_newer_version_is_refused(tmp_path: Path, monkeypatch):
     newer = ExemplarSet(**{k: getattr(made, k) for k in made.__dataclass_fields__} | {"version": 2})
     with pytest.raises(ConfigError, match="version 2; this program reads version 1"):
         load(newer.save(tmp_path / "x.safetensors"))
+
+
+def test_a_file_from_before_frames_and_modality_loads_and_new_files_serve_old_readers(tmp_path: Path):
+    made = build_from_media(media(4), ENCODER, "noise")
+    path = made.save(tmp_path / "noise.safetensors")
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+        assert {"mean", "cov"} <= set(file.keys()) and json.loads(header["version"]) == 1
+    del header["modality"]
+    old = {"mean": made.mean, "cov": made.cov}
+    save_file(old, tmp_path / "old.safetensors", metadata=header)
+    back = load(tmp_path / "old.safetensors")
+    assert back.features is None and back.modality == "audio" and torch.equal(back.mean, made.mean)
+    assert load("mini_disco").features is None  # a shipped file of that kind
+
+
+def test_kept_frames_that_do_not_fit_are_refused(tmp_path: Path):
+    made = build_from_media(media(4), ENCODER, "noise")
+    assert made.features is not None
+    made.features[2, 0] = math.nan
+    with pytest.raises(NotFinite, match="exemplars 'noise': features: row 2"):
+        load(made.save(tmp_path / "nan.safetensors"))
+    narrow = ExemplarSet(**{k: getattr(made, k) for k in made.__dataclass_fields__} | {"features": torch.zeros(3, 7)})
+    with pytest.raises(ShapeError, match="rows of 7 features; expected 8"):
+        load(narrow.save(tmp_path / "narrow.safetensors"))
 
 
 def test_shipped_sets_are_found_by_name(tmp_path: Path, monkeypatch):
@@ -245,3 +300,79 @@ def test_names_and_clips_that_cannot_be_a_set_are_refused():
         build_from_media([], ENCODER, "none")
     with pytest.raises(ConfigError, match="1 names for 2 clips"):
         build_from_media(media(2), ENCODER, "x", names=["only"])
+
+
+# ---- captions
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A joint encoder for tests: a caption's embedding counts the letters a to d; it hears nothing."""
+
+    name: str = "letters"
+    fingerprint: str = "0123"
+    features: int = 4
+
+    def embed_media(self, media: Media) -> torch.Tensor:
+        return torch.zeros(len(media), 1, 4)
+
+    def embed_clips(self, media: Media) -> torch.Tensor:
+        return torch.zeros(len(media), 4)
+
+    def embed_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[float(prompt.count(letter)) for letter in "abcd"] for prompt in prompts])
+
+
+class CentredLetters(Letters):
+    gap = torch.tensor([1.0, 0.0, 0.0, 0.0])
+
+
+CAPTIONS = ["a bad cab", "add", "dab", "a fade", "cad"]
+
+
+def test_captions_give_the_statistics_of_their_embeddings(tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # this encoder says where its gap is: nothing to warn of
+        made = build_from_captions(CAPTIONS, CentredLetters(), "letters", source="a test", licence="CC0")
+    rows = Letters().embed_text(CAPTIONS).double()
+    torch.testing.assert_close(made.mean, rows.mean(dim=0))
+    torch.testing.assert_close(made.cov, torch.cov(rows.T))
+    assert (made.modality, made.frames, made.count, made.encoder) == ("text", 5, 5, "letters")
+    assert made.features is not None and torch.equal(made.features, rows.float())
+    back = load(made.save(tmp_path / "letters.safetensors"))
+    assert back.modality == "text" and back.items == made.items
+    with pytest.raises(ConfigError, match="dragon exemplars build CAPTIONS.txt --name letters"):
+        made.check_encoder(ENCODER)
+
+
+def test_a_captions_item_is_its_text_cut_and_its_hash():
+    long = "a slow waltz,\nwith piano " * 10
+    made = build_from_captions([long, "b", "b"], CentredLetters(), "letters")
+    assert made.items[0].name == "a slow waltz, with piano a slow waltz, with piano a slow ..."
+    assert made.items[1].name == "b" and made.items[1] == made.items[2]
+    cut = build_from_captions([long[:99], "b"], CentredLetters(), "letters")
+    assert made.items[0].name == cut.items[0].name and made.items[0].content_hash != cut.items[0].content_hash
+    assert all(len(item.content_hash) == 32 and item.frames == 1 for item in made.items)
+
+
+def test_an_encoder_that_does_not_centre_is_warned_of():
+    with pytest.warns(UserWarning, match=r"'letters' does not centre.*modality gap.*'mini-shared'.*SharedEncoder"):
+        build_from_captions(CAPTIONS, Letters(), "letters")
+
+
+def test_captions_that_cannot_be_a_set_are_refused():
+    with pytest.raises(ConfigError, match="'spectral' embeds no text.*'mini-shared'"):
+        build_from_captions(CAPTIONS, ENCODER, "x")
+    with pytest.raises(ConfigError, match="0 captions; give at least two"):
+        build_from_captions([], CentredLetters(), "x")
+    with pytest.raises(ConfigError, match="1 captions"):
+        build_from_captions(["one"], CentredLetters(), "x")
+    with pytest.raises(ConfigError, match="caption 2, 4 of 4 is blank"):
+        build_from_captions(["one", " ", "three", "\n"], CentredLetters(), "x")
+
+    class Broken(CentredLetters):
+        def embed_text(self, prompts: Sequence[str]) -> torch.Tensor:
+            return torch.where(Letters().embed_text(prompts) > 1, math.nan, 0.0)
+
+    with pytest.raises(NotFinite, match="NaN or infinity of caption 'a bad cab'"):
+        build_from_captions(CAPTIONS, Broken(), "x")

@@ -42,6 +42,28 @@ def by_mpmath(mean: np.ndarray, cov: np.ndarray, other_mean: np.ndarray, other_c
         return float(np.sum((mean - other_mean) ** 2) + np.trace(cov) + np.trace(other_cov) - 2 * trace)
 
 
+def exactly(x: np.ndarray, y: np.ndarray) -> float:
+    """The distance of two sets of frames in 40 digits from their means on. y: more frames than features.
+
+    With S2 = L L^T, tr (S1 S2)^(1/2) is the sum of the square roots of the eigenvalues of L^T S1 L, singular or not.
+    """
+    with mpmath.workdps(40):
+
+        def moments(table: np.ndarray) -> tuple[mpmath.matrix, mpmath.matrix]:
+            rows, n = mpmath.matrix(table.tolist()), len(table)
+            mean = mpmath.matrix([[mpmath.fsum(rows[:, j]) / n for j in range(rows.cols)]])
+            for i in range(n):
+                rows[i, :] -= mean
+            return mean, rows.T * rows / (n - 1)
+
+        (m1, s1), (m2, s2) = moments(x), moments(y)
+        lower = mpmath.cholesky(s2)
+        values = mpmath.eigsy(lower.T * s1 * lower, eigvals_only=True)
+        trace = mpmath.fsum(mpmath.sqrt(max(value, 0)) for value in values)
+        spreads = mpmath.fsum(s1[i, i] + s2[i, i] for i in range(s1.rows))
+        return float(mpmath.fsum((m1 - m2)[i] ** 2 for i in range(s1.rows)) + spreads - 2 * trace)
+
+
 # ---- closed forms
 
 
@@ -57,6 +79,39 @@ def test_scaled_gaussians_differ_by_the_squared_difference_of_their_spreads():
     x = whitened(60, 3)
     a, b = np.array([1.0, 2.0, 5.0]), np.array([4.0, 2.0, 0.5])
     assert float(frechet_distance(x * a, x[::-1] * b)) == pytest.approx(np.sum((a - b) ** 2), rel=1e-12)
+
+
+def test_shifted_and_scaled_gaussians_by_their_moments():
+    a, b, shift = np.array([1.0, 2.0, 5.0]), np.array([4.0, 2.0, 0.5]), np.array([3.0, 0.0, -4.0])
+    found = frechet_distance_from_moments(shift, np.diag(a**2), np.zeros(3), np.diag(b**2))
+    assert (found.mean_part, found.covariance_part) == pytest.approx((25.0, np.sum((a - b) ** 2)), rel=1e-14)
+    assert (found.n, found.reference_n, found.d) == (0, 0, 3)
+    # one turn for both changes nothing, and now neither matrix is diagonal
+    turn = rotation(3)
+    turned = [turn.T @ np.diag(s**2) @ turn for s in (a, b)]
+    assert float(frechet_distance_from_moments(shift, turned[0], np.zeros(3), turned[1])) == pytest.approx(
+        float(found), rel=1e-13
+    )
+
+
+def test_orthogonal_lines_have_nothing_in_common_and_slanted_ones_their_cosine():
+    # two points each: covariances a^2 u u^T and b^2 v v^T with |a| and |b| = distance / sqrt 2; the trace term is
+    # a b |u . v|
+    def line(direction: tuple[float, float, float], length: float) -> np.ndarray:
+        return np.outer([-length / 2, length / 2], direction)
+
+    along, across, slant = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.6, 0.0, -0.8)
+    assert float(frechet_distance(line(along, 6.0), line(across, 8.0))) == pytest.approx(18 + 32, rel=1e-15)
+    assert float(frechet_distance(line(along, 6.0), line(slant, 8.0))) == pytest.approx(50 - 2 * 0.6 * 24, rel=1e-14)
+    assert float(frechet_distance(line(along, 6.0), line(along, 8.0))) == pytest.approx(2, rel=1e-13)
+
+
+def test_point_masses_are_their_squared_distance_apart():
+    x, y = np.tile([[1.0, 2.0]], (5, 1)), np.tile([[4.0, 6.0]], (7, 1))
+    assert float(frechet_distance(x, y)) == 25.0
+    # a point against a cloud: the cloud's trace comes on top
+    cloud = whitened(30, 2) * [2.0, 3.0]
+    assert float(frechet_distance(x, cloud)) == pytest.approx(5 + 13, rel=1e-13)
 
 
 def test_two_covariances_that_do_not_commute():
@@ -103,6 +158,27 @@ def test_it_equals_the_definition_in_forty_digits(seed: int):
     assert float(frechet_distance_from_moments(*moments)) == pytest.approx(expected, rel=1e-11)
 
 
+@pytest.mark.parametrize(("rows", "size"), [(128, 4), (128, 8), (9, 8), (8, 8), (5, 8), (2, 6)])
+def test_it_is_right_to_ten_digits_with_any_number_of_frames(rows: int, size: int):
+    x, y = frames(rows, size, rows), frames(100, size, size)
+    assert float(frechet_distance(x, y)) == pytest.approx(exactly(x, y), rel=1e-12)
+    assert per_song_frechet([x], y)[0] == pytest.approx(exactly(x, y), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows", [10, 11, 12, 13, 40])
+def test_the_ways_of_few_and_of_many_frames_agree(rows: int):
+    # 12 features; up to 12 frames are their own factor, more are reduced by QR, moments by Cholesky
+    x, y = frames(rows, 12, 1), frames(200, 12, 2)
+    as_few = Gaussian(torch.tensor(y.mean(0)), torch.tensor(y - y.mean(0)) / math.sqrt(199))
+    expected = float(frechet_distance(x, y))
+    assert float(frechet_distance(x, as_few)) == pytest.approx(expected, rel=1e-10)
+    wide = np.concatenate([x, np.zeros((rows, 90))], axis=1)  # more features than frames in any case
+    wide_reference = np.concatenate([y, np.zeros((200, 90))], axis=1)
+    assert float(frechet_distance(wide, wide_reference)) == pytest.approx(expected, rel=1e-10)
+    by_moments = Gaussian.of_moments(y.mean(0), np.cov(y.T))
+    assert float(frechet_distance(x, by_moments)) == pytest.approx(expected, rel=1e-10)
+
+
 def test_it_equals_scipys_square_root_where_that_is_well_conditioned():
     from scipy.linalg import sqrtm
 
@@ -145,6 +221,13 @@ def test_rotation_translation_and_frame_order_change_nothing():
     assert float(frechet_distance(x[::-1].copy(), np.roll(y, 7, axis=0))) == pytest.approx(expected, rel=1e-11)
 
 
+def test_a_common_offset_of_ten_thousand_costs_four_digits_and_no_more():
+    x, y = frames(50, 10, 1), frames(70, 10, 2)
+    assert float(frechet_distance(x + 1e4, y + 1e4)) == pytest.approx(float(frechet_distance(x, y)), rel=1e-10)
+    few = frames(6, 10, 3)
+    assert float(frechet_distance(few + 1e4, y + 1e4)) == pytest.approx(float(frechet_distance(few, y)), rel=1e-10)
+
+
 def test_it_is_symmetric_and_numpy_equals_torch():
     x, y = frames(20, 30, 1), frames(90, 30, 2)
     expected = float(frechet_distance(x, y))
@@ -164,6 +247,44 @@ def test_a_singular_covariance_given_as_moments_is_allowed():
     by_moments = frechet_distance_from_moments(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
     # null directions of a covariance are known to the root of the rounding error only
     assert float(by_moments) == pytest.approx(float(frechet_distance(x, y)), rel=1e-6)
+
+
+# ---- faults of other implementations, absent here
+
+
+def test_large_features_have_no_imaginary_component():
+    # a tolerance that is not relative: with few frames and features times 1000 others stop with an error
+    x, y = 1000 * frames(20, 40, 1), 1000 * frames(30, 40, 2)
+    assert float(frechet_distance(x, y)) == pytest.approx(1e6 * float(frechet_distance(x / 1000, y / 1000)), rel=1e-10)
+    assert 0 <= float(frechet_distance(x, x)) <= 1e-13 * np.trace(np.cov(x.T))
+
+
+def test_few_frames_are_not_biased_low():
+    # square roots of what should be exact zeros of a singular product: -6e-7 of the trace with a float64 square root
+    from scipy.linalg import sqrtm
+
+    x = frames(16, 64)
+    cov = np.cov(x.T)
+    peer = 2 * np.trace(cov) - 2 * np.trace(sqrtm(cov @ cov)).real
+    assert peer < -1e-9 * np.trace(cov)
+    assert 0 <= float(frechet_distance(x, x)) < 1e-13 * np.trace(cov)
+
+
+def test_features_far_from_zero_keep_their_digits_in_single_precision_and_not_in_half():
+    x, y = 5 + 0.1 * frames(200, 16, 1), 5 + 0.1 * frames(200, 16, 2)
+    exact = float(frechet_distance(x, y))
+    single = float(frechet_distance(x.astype(np.float32), y.astype(np.float32)))
+    half = float(frechet_distance(x.astype(np.float16), y.astype(np.float16)))  # how some caches keep features
+    assert abs(single / exact - 1) < 1e-6 < abs(half / exact - 1)
+
+
+def test_gradients_stay_enabled_and_features_untouched():
+    x = torch.tensor(frames(10, 4), requires_grad=True)
+    before = x.detach().clone()
+    frechet_distance(x, frames(20, 4, 1))
+    per_song_frechet([x], frames(20, 4, 1))
+    assert torch.is_grad_enabled()
+    assert x.requires_grad and x.grad is None and torch.equal(x, before)
 
 
 # ---- per song

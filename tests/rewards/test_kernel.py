@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
+import torch
 from scipy.spatial.distance import cdist, pdist
 
 from dragon.errors import ConfigError, NotFinite, ShapeError
@@ -46,6 +48,50 @@ def test_it_equals_the_definition(shift: float):
     assert result.bandwidth == pytest.approx(h, rel=1e-14)
     assert float(result) == pytest.approx(by_definition(x, y, h), rel=1e-10, abs=1e-11)
     assert float(kernel_distance(x, y, bandwidth=0.7)) == pytest.approx(by_definition(x, y, 0.7), rel=1e-10, abs=1e-11)
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0, 50.0])
+def test_point_masses(distance: float):
+    # 1 within either, exp(-distance^2 / (2 h^2)) across
+    x, y = np.tile([[0.0, 0.0]], (4, 1)), np.tile([[0.6 * distance, 0.8 * distance]], (6, 1))
+    expected = 100 * (2 - 2 * math.exp(-(distance**2) / (2 * 1.5**2)))
+    assert float(kernel_distance(x, y, bandwidth=1.5)) == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize(("rows", "offset"), [(40, 0.0), (64, 0.0), (40, 1e4)])
+def test_it_is_right_to_ten_digits(rows: int, offset: float):
+    # in 40 digits from the features on; offset in units that float64 holds exactly
+    x, y = (np.round(features(rows, 3, seed) * 2**20) / 2**20 + shift for seed, shift in ((0, 1.0), (1, 0.0)))
+    x, y = x + offset, y + offset
+    with mpmath.workdps(40):
+
+        def k(a: np.ndarray, b: np.ndarray) -> mpmath.mpf:
+            return mpmath.exp(-sum((mpmath.mpf(s) - mpmath.mpf(t)) ** 2 for s, t in zip(a, b, strict=True)) / 8)
+
+        def within(table: np.ndarray) -> mpmath.mpf:
+            pairs = sum(k(table[i], table[j]) for i in range(rows) for j in range(i))
+            return 2 * pairs / (rows * (rows - 1))
+
+        exact = float(100 * (within(x) + within(y) - 2 * sum(k(a, b) for a in x for b in y) / rows**2))
+    assert float(kernel_distance(x, y, bandwidth=2.0)) == pytest.approx(exact, rel=1e-10)
+
+
+def test_features_far_from_zero_keep_their_digits_in_single_precision():
+    x, y = 5 + 0.1 * features(60, 8, 0), 5.05 + 0.1 * features(60, 8, 1)
+    exact = kernel_distance(x, y)
+    single = kernel_distance(x.astype(np.float32), y.astype(np.float32))
+    assert float(single) == pytest.approx(float(exact), rel=1e-6)
+    assert single.bandwidth == pytest.approx(exact.bandwidth, rel=1e-6)
+
+
+def test_the_order_of_rows_changes_nothing_and_gradients_stay_enabled():
+    x, y = torch.tensor(features(30, 4, 0), requires_grad=True), features(40, 4, 1)
+    expected = kernel_distance(x, y)
+    turned = kernel_distance(x.flip(0), np.roll(y, 11, axis=0))
+    assert float(turned) == pytest.approx(float(expected), rel=1e-11)
+    assert turned.bandwidth == pytest.approx(expected.bandwidth, rel=1e-14)
+    assert torch.is_grad_enabled()
+    assert x.requires_grad and x.grad is None
 
 
 def test_the_bandwidth_is_the_references_and_not_the_generated_sets():

@@ -12,7 +12,7 @@ from dragon import registry
 
 def test_the_examples_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (root / "rewards" / "README.md").read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     scope: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "rewards/README.md", "exec"), scope)

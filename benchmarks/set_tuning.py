@@ -1,0 +1,170 @@
+"""What tuning toward a whole set gains, and what else moves: docs/set_tuning.md from nothing.
+
+    python benchmarks/set_tuning.py      # resumable; what is finished lies in benchmarks/results/set_tuning
+
+Claims: a reward that judges a whole set can be trained on, by credits or by swap search; per-song and dataset distance
+are different targets; captions serve as exemplars of audio; random labels, the base model's own samples as exemplars
+and captions of no style in particular move nothing. Prints JSON; writes the table from all finished runs. Every run is
+an ordinary `dragon train`, one thread each; a finished run whose configuration has changed since is run again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from seeded_runs import Row, command, interval, shares
+
+
+def _set(reward: str, exemplars: str) -> dict[str, str]:
+    return {"rewards": f"[{{name: {reward}, options: {{exemplars: {exemplars}}}}}]"}
+
+
+ROWS = (
+    Row("set_fad", "dataset FAD, influence", "mini_set_fad", "set_frechet"),
+    Row(
+        "set_fad_loo",
+        "dataset FAD, leave-one-out",
+        "mini_set_fad",
+        "set_frechet",
+        {"credit.name": "leave_one_out", "credit.options": "{}"},
+    ),
+    Row("set_fad_swap", "dataset FAD, swap search", "mini_set_fad", "set_frechet", {"contrast.name": "swap"}),
+    Row("song_fad", "per-song FAD", "mini_set_fad", "song_frechet", _set("song_frechet", "mini_disco")),
+    Row(
+        "set_shared",
+        "dataset FAD, shared space",
+        "mini_set_fad",
+        "set_frechet",
+        _set("set_frechet", "mini_disco_shared"),
+    ),
+    Row("set_kad", "dataset KAD, shared space", "mini_set_fad", "set_kernel", _set("set_kernel", "mini_disco_shared")),
+    Row("text", "dataset FAD to captions, shared space", "mini_text_exemplars", "set_frechet"),
+    Row("vendi", "Vendi + CLAP", "mini_vendi", "vendi"),
+    Row("random", "random labels", "mini_set_fad", "set_frechet", {"contrast.name": "random_labels"}, control=True),
+    Row(
+        "self",
+        "own samples as exemplars",
+        "mini_set_fad",
+        "set_frechet",
+        _set("set_frechet", "mini_self"),
+        control=True,
+    ),
+    Row(
+        "shuffled",
+        "captions of no style",
+        "mini_text_exemplars",
+        "set_frechet",
+        _set("set_frechet", "mini_shuffled_text"),
+        control=True,
+    ),
+)
+WATCHED = ("set_frechet_held_out", "song_frechet_held_out", "vendi_judge")
+
+
+def result(folder: Path) -> dict[str, object]:
+    """What the table needs of a finished run."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    gap = [value for step in log for name, value in step["figures"].items() if name.endswith("/gap_share")]
+    seconds = [step["seconds"] for step in log]
+    return {
+        "rewards": evaluation["rewards"],
+        "diversity": evaluation["diversity"],
+        "shares": {name: values.tolist() for name, values in sorted(shares(folder).items())},
+        "gap_share": float(np.mean(gap)) if gap else None,
+        "search_share": sum(s["search"] for s in seconds) / sum(sum(s.values()) for s in seconds),
+    }
+
+
+def over_seeds(runs: list[dict], reward: str, field: str, low: str, high: str) -> tuple[float, float, float]:
+    """A set reward's figure over seeds with a 95 % interval.
+
+    Each run's own interval (over prompts) and the spread of seeds are added in squares; the first is not divided by
+    the number of seeds, since all of them share the prompts and the base's samples.
+    """
+    values = np.array([run["rewards"][reward][field] for run in runs])
+    halves = np.array([(run["rewards"][reward][high] - run["rewards"][reward][low]) / 2 for run in runs])
+    between = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    half = float(np.sqrt(np.mean(halves**2) + 1.96**2 * between))
+    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+
+
+def summary(row: Row, runs: list[dict]) -> dict[str, object]:
+    """A row's figures over its finished seeds."""
+    rng = np.random.default_rng(0)
+    rewards = runs[0]["rewards"]
+    sets = [name for name, reward in rewards.items() if reward["kind"] == "set"]
+    return {
+        "name": row.name,
+        "control": row.control,
+        "target": row.target,
+        "seeds": len(runs),
+        "steps": runs[0]["steps"],
+        "minutes": float(np.mean([run["minutes"] for run in runs])),
+        "base": {name: float(np.mean([run["rewards"][name]["base"] for run in runs])) for name in rewards},
+        "tuned": {name: float(np.mean([run["rewards"][name]["tuned"] for run in runs])) for name in rewards},
+        "win_rate": {
+            name: over_seeds(runs, name, "win_rate", "low", "high")
+            if name in sets
+            else interval([np.array(run["shares"][name]) for run in runs], rng)
+            for name in rewards
+        },
+        "difference": {
+            name: over_seeds(runs, name, "difference", "difference_low", "difference_high") for name in sets
+        },
+        "diversity_change": float(np.mean([run["diversity"]["tuned"] / run["diversity"]["base"] - 1 for run in runs])),
+        "gap_share": None if runs[0]["gap_share"] is None else float(np.mean([run["gap_share"] for run in runs])),
+        "search_share": float(np.mean([run["search_share"] for run in runs])),
+    }
+
+
+def table(rows: list[dict], machine: str, prompts: int) -> str:
+    """docs/set_tuning.md."""
+    lines = [
+        "# What tuning toward a whole set gains, and what else moves",
+        "",
+        f"Made by `python benchmarks/set_tuning.py` on {machine}; {prompts} held-out prompts that name no style, two "
+        "independent samples a prompt and side. A set reward's cell is before -> after, and in per cent how often a "
+        "tuned set of 16 prompts beats a base set of 16 others, with a 95 % interval; that of a clip's reward is how "
+        "often a tuned sample beats a base sample of the same prompt. 50 is no change. The target of a row is bold. "
+        "Exemplars are disco clips; FAD columns are distances to 400 other disco clips in the codec's latents, Vendi "
+        "is in the judge's space, neither is trained on. Disco: share of clips that the readers hear as disco.",
+        "",
+        "| row | seeds | minutes | target | dataset FAD | per-song FAD | Vendi | disco | CLAP | judge | diversity "
+        "| gap share | search |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        target = f"{_moved(row, row['target'])}, {_win(row, row['target'])}"
+        cells = [
+            f"control: {row['name']}" if row["control"] else row["name"],
+            str(row["seeds"]),
+            f"{row['minutes']:.1f}",
+            target if row["control"] else f"**{target}**",
+            *(f"{_moved(row, name)}, {_win(row, name)}" for name in WATCHED),
+            f"{100 * row['base']['heard_disco']:.0f} -> {100 * row['tuned']['heard_disco']:.0f} %",
+            _win(row, "clap_score"),
+            _win(row, "judge_score"),
+            f"{100 * row['diversity_change']:+.1f} %",
+            "" if row["gap_share"] is None else f"{row['gap_share']:.2f}",
+            f"{100 * row['search_share']:.1f} %",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _moved(row: dict, name: str) -> str:
+    """A distance is shown as such: rewards are minus distances."""
+    sign = -1 if row["base"][name] < 0 else 1
+    return f"{sign * row['base'][name]:.3g} -> {sign * row['tuned'][name]:.3g}"
+
+
+def _win(row: dict, name: str) -> str:
+    mean, low, high = row["win_rate"][name]
+    return f"{100 * mean:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+if __name__ == "__main__":
+    command(__doc__, ROWS, "set_tuning", result, summary, table)
