@@ -109,6 +109,19 @@ def run_all(
     ]
 
 
+def heading(row: Row, runs: Sequence[dict]) -> dict[str, object]:
+    """What every summary of a row's finished seeds begins with."""
+    return {
+        "name": row.name,
+        "control": row.control,
+        "target": row.target,
+        "seeds": len(runs),
+        "steps": runs[0]["steps"],
+        "minutes": float(np.mean([run["minutes"] for run in runs])),
+        "diversity_change": float(np.mean([run["diversity"]["tuned"] / run["diversity"]["base"] - 1 for run in runs])),
+    }
+
+
 def settings_of(row: Row, seed: int) -> dict[str, object]:
     """The run's filled configuration, without what does not change its result."""
     changes = {key: yaml.safe_load(value) for key, value in row.changes.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.linalg import sqrtm
+from seeded_runs import ROOT, processor
 from torch import Generator, Tensor
 
 from dragon.contrast import Judge, LeaveOneOut, Swap
@@ -28,7 +28,6 @@ from dragon.media import Media
 from dragon.rewards.frechet_sets import covariances, root_traces
 from dragon.rewards.set_frechet import SetFrechet
 
-ROOT = Path(__file__).parents[1]
 PAIRS, QUEUE, FEATURES = 64, 2048, 512
 FRAMES = (1, 32)
 
@@ -129,7 +128,7 @@ def main(size: int, pairs: int, queue: int, out: Path) -> None:
     torch.set_num_threads(1)
     measure(16, 4, 2, 8)  # what is loaded on first use
     found = {each: measure(size, pairs, each, queue) for each in FRAMES}
-    print(json.dumps({"features": size, "pairs": pairs, "queue": queue, "frames": found, "cpu": platform.machine()}))
+    print(json.dumps({"features": size, "pairs": pairs, "queue": queue, "frames": found, "cpu": processor()}))
     sets = 2 * pairs + 2  # two neighbours a prompt and the two sets themselves
     clips = 2 * pairs
     rows: list[tuple[str, Callable[[dict[str, float]], str]]] = [
@@ -155,8 +154,9 @@ def main(size: int, pairs: int, queue: int, out: Path) -> None:
     lines = [
         "# What set rewards cost",
         "",
-        f"Made by `python benchmarks/set_search.py`: CPU seconds of one thread, {pairs} prompts of two clips, {size}",
-        "features, dataset FAD in float64. In brackets: how many times ours. A sweep visits every prompt once and asks",
+        f"Made by `python benchmarks/set_search.py` on {processor()}: CPU seconds of one thread, {pairs} prompts of",
+        f"two clips, {size} features, dataset FAD in float64. In brackets: how many times ours. A sweep visits every",
+        "prompt once and asks",
         "for the two neighbours that exchange its clips, in D+ and in D-; kept swaps are made. A whole search ends",
         f"where no exchange helps. With 1 frame a clip matrices are {pairs} x {pairs}, and many swaps of one set at",
         f"once go by quadrature; with 32 they are {size} x {size}, and their eigenvalues are nearly all of the time.",

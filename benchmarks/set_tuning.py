@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from seeded_runs import Row, command, interval, shares
+from seeded_runs import Row, command, heading, interval, shares
 
 
 def _set(reward: str, exemplars: str) -> dict[str, str]:
@@ -97,12 +97,7 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
     rewards = runs[0]["rewards"]
     sets = [name for name, reward in rewards.items() if reward["kind"] == "set"]
     return {
-        "name": row.name,
-        "control": row.control,
-        "target": row.target,
-        "seeds": len(runs),
-        "steps": runs[0]["steps"],
-        "minutes": float(np.mean([run["minutes"] for run in runs])),
+        **heading(row, runs),
         "base": {name: float(np.mean([run["rewards"][name]["base"] for run in runs])) for name in rewards},
         "tuned": {name: float(np.mean([run["rewards"][name]["tuned"] for run in runs])) for name in rewards},
         "win_rate": {
@@ -114,7 +109,6 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
         "difference": {
             name: over_seeds(runs, name, "difference", "difference_low", "difference_high") for name in sets
         },
-        "diversity_change": float(np.mean([run["diversity"]["tuned"] / run["diversity"]["base"] - 1 for run in runs])),
         "gap_share": None if runs[0]["gap_share"] is None else float(np.mean([run["gap_share"] for run in runs])),
         "search_share": float(np.mean([run["search_share"] for run in runs])),
     }

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from seeded_runs import Row, command, interval, shares
+from seeded_runs import Row, command, heading, interval, shares
 
 ROWS = (
     Row("clap", "CLAP score", "mini_clap", "clap_score"),
@@ -40,15 +40,9 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
     rng = np.random.default_rng(0)
     rewards = sorted(runs[0]["shares"])
     return {
-        "name": row.name,
-        "control": row.control,
-        "target": row.target,
-        "seeds": len(runs),
-        "steps": runs[0]["steps"],
-        "minutes": float(np.mean([r["minutes"] for r in runs])),
+        **heading(row, runs),
         "win_rate": {reward: interval([np.array(r["shares"][reward]) for r in runs], rng) for reward in rewards},
         "gain_sd": {reward: float(np.mean([r["gain_sd"][reward] for r in runs])) for reward in rewards},
-        "diversity_change": float(np.mean([r["diversity"]["tuned"] / r["diversity"]["base"] - 1 for r in runs])),
     }
 
 

@@ -93,6 +93,8 @@ def build_run(config: TrainConfig) -> Run:
             problems.append(Problem("evaluation.diversity", f"{name!r} gives no unit vector a clip (embed_clips)"))
     eval_prompts = load_prompts(config.eval_prompts).first(config.evaluation.prompts)
     problems += _reward_problems(rewards, watch) + _set_problems(config, [*rewards, *watch], len(eval_prompts))
+    if credit is not None and any(isinstance(reward, SetReward) for reward in rewards):
+        problems += _credit_problems(config, credit)
     _raise(problems)
     return Run(
         config=config,
@@ -291,6 +293,18 @@ def _set_problems(config: TrainConfig, rewards: Iterable[Any], prompts: int) -> 
         f"{SMALLEST_SPLIT} disjoint subsets; use {prompts // SMALLEST_SPLIT} or less, or more held-out prompts"
     )
     return [Problem("evaluation.set_size", text)]
+
+
+def _credit_problems(config: TrainConfig, credit: Credit) -> list[Problem]:
+    """A queue that would not be full enough before the run ends: nothing would ever be learnt."""
+    seen = config.rollout.prompts_per_step * config.num_generations * config.max_steps
+    if config.contrast.name == "swap" or credit.minimum <= seen:
+        return []
+    text = (
+        f"needs {credit.minimum} clips before it gives a credit, and the whole run draws {seen}; "
+        "lower credit.options.minimum, or draw more prompts, samples or steps"
+    )
+    return [Problem("credit", text)]
 
 
 def _device_problems(device: str) -> list[Problem]:

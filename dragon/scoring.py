@@ -137,7 +137,8 @@ class Scoring:
         shape, rewards = scored.shape, self._values(scored)
         if any(credit is None for credit in credits.values()):
             none = torch.full(shape, torch.nan, dtype=torch.float64)
-            return Split(_NO_PAIRS, none, rewards, math.nan, waiting="the queue of recent clips is filling")
+            waiting = f"the queue of recent clips is filling up to the {self.credit.minimum} that a credit needs"
+            return Split(_NO_PAIRS, none, rewards, math.nan, waiting=waiting)
         credited = {name: credit.view(shape) for name, credit in credits.items() if credit is not None}
         tables = {name: credited[name] if name in credited else scored.scores[name] for name in rewards}
         for name, table in tables.items():

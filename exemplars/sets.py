@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dragon.encoders.lookup import get_encoder
 from dragon.errors import ConfigError
 from dragon.exemplars.features import as_features
 from dragon.exemplars.gaussian import Gaussian
@@ -145,6 +146,20 @@ def load(name: str | os.PathLike[str]) -> ExemplarSet:
         f"no exemplar set {text!r}; shipped: {', '.join(near) or 'none'}; a set of your own is named by its path, "
         f"for example ./{text}{SUFFIX}, and made with: dragon exemplars build FOLDER_OF_AUDIO --name {text}"
     )
+
+
+def load_with_encoder(
+    exemplars: str | ExemplarSet, encoder: str | Encoder | None, device: str
+) -> tuple[ExemplarSet, Encoder]:
+    """A set (or what `load` takes) and the encoder that made it; None: the one it names.
+
+    Raises:
+        ConfigError: as `load`; or the encoder is another one.
+    """
+    found = load(exemplars) if isinstance(exemplars, str) else exemplars
+    ears = get_encoder(found.encoder if encoder is None else encoder, device=device)
+    found.check_encoder(ears)
+    return found, ears
 
 
 def available() -> list[str]:

@@ -21,11 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_encoder
 from dragon.errors import ShapeError
 from dragon.exemplars.features import Features, as_features, float64
 from dragon.exemplars.gaussian import Gaussian, squared_parts
-from dragon.exemplars.sets import ExemplarSet, load
+from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
 from dragon.protocols import Encoder
 
@@ -122,9 +121,7 @@ class SongFrechet:
         name: str = "song_frechet",
     ) -> None:
         self._name = name
-        self.exemplars = load(exemplars) if isinstance(exemplars, str) else exemplars
-        self.encoder = get_encoder(self.exemplars.encoder if encoder is None else encoder, device=device)
-        self.exemplars.check_encoder(self.encoder)
+        self.exemplars, self.encoder = load_with_encoder(exemplars, encoder, device)
         self._reference = self.exemplars.gaussian()  # factored once
         self._warned = False
 

@@ -13,10 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_encoder
 from dragon.errors import ShapeError
 from dragon.exemplars.features import as_features
-from dragon.exemplars.sets import ExemplarSet, load
+from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
 from dragon.protocols import Encoder
 from dragon.rewards.frechet_sets import BLOCK_NUMBERS, Frames
@@ -44,9 +43,7 @@ class SetFrechet:
         name: str = "set_frechet",
     ) -> None:
         self._name = name
-        self.exemplars = load(exemplars) if isinstance(exemplars, str) else exemplars
-        self.encoder = get_encoder(self.exemplars.encoder if encoder is None else encoder, device=device)
-        self.exemplars.check_encoder(self.encoder)
+        self.exemplars, self.encoder = load_with_encoder(exemplars, encoder, device)
         self._reference = self.exemplars.gaussian()  # factored once
 
     @property

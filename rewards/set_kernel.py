@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_encoder
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import as_features
-from dragon.exemplars.sets import ExemplarSet, load
+from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
 from dragon.protocols import Encoder
 from dragon.rewards.kernel import median_distance
@@ -58,9 +57,7 @@ class SetKernel:
         name: str = "set_kernel",
     ) -> None:
         self._name = name
-        self.exemplars = load(exemplars) if isinstance(exemplars, str) else exemplars
-        self.encoder = get_encoder(self.exemplars.encoder if encoder is None else encoder, device=device)
-        self.exemplars.check_encoder(self.encoder)
+        self.exemplars, self.encoder = load_with_encoder(exemplars, encoder, device)
         if max_frames is not None and max_frames < 1:
             raise ConfigError(f"{name}: max_frames is {max_frames}; expected at least 1, or None for all frames")
         self.max_frames = max_frames

@@ -218,3 +218,11 @@ def test_every_shipped_configuration_is_right_and_its_rewards_build(path: Path) 
 def test_a_set_reward_with_too_few_held_out_prompts_is_refused_before_training(folder: Path) -> None:
     with pytest.raises(ConfigError, match="evaluation.set_size: 16 is too large for 2 held-out prompts: .* 'vendi'"):
         build_run(config(rewards=[{"name": "vendi"}], evaluation={"prompts": 2}))
+
+
+def test_a_queue_that_the_whole_run_cannot_fill_is_refused(folder: Path) -> None:
+    short: dict[str, object] = {"rewards": [{"name": "vendi"}], "evaluation": {"prompts": 2, "set_size": 2}}
+    with pytest.raises(
+        ConfigError, match="credit: needs 256 clips .* and the whole run draws 128; lower credit.options"
+    ):
+        build_run(config(**short, max_steps=2))

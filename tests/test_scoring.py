@@ -98,7 +98,9 @@ def test_a_search_beats_credits_and_chance_on_its_own_objective() -> None:
 def test_nothing_is_learnt_while_the_queue_fills() -> None:
     scoring = Scoring([WeightedReward(Centre())], best_worst(), Influence(queue=100, minimum=2 * M * K))
     scored, found = split(scoring)
-    assert len(found.pairs) == 0 and why_no_pairs(scored, found) == "the queue of recent clips is filling"
+    assert len(found.pairs) == 0 and why_no_pairs(scored, found).startswith(
+        "the queue of recent clips is filling up to the "
+    )
     assert len(split(scoring, 1)[1].pairs) == M
 
 

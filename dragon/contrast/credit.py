@@ -23,7 +23,13 @@ from dragon.protocols import InfluenceReward, SetReward
 
 
 class Credit(Protocol):
-    """Set reward and features of a step's clips -> a score of each; may keep state between steps."""
+    """Set reward and features of a step's clips -> a score of each; may keep state between steps.
+
+    minimum: clips that must have been seen before there is a score.
+    """
+
+    @property
+    def minimum(self) -> int: ...
 
     def score(self, reward: SetReward, features: Tensor) -> Tensor | None:
         """(b,) float64, or None while too little has been seen."""
@@ -36,6 +42,8 @@ class Credit(Protocol):
 
 class LeaveOneOut:
     """(n - 1) times what the set of the step's clips loses without a clip; costs n scores of sets."""
+
+    minimum = 3
 
     def score(self, reward: SetReward, features: Tensor) -> Tensor:
         """(b,) float64."""
@@ -90,7 +98,7 @@ class Influence:
 def leave_one_out(reward: SetReward, features: Tensor) -> Tensor:
     """(b,) float64: (b - 1) (r(D) - r(D without i)) of the set D of all b clips, b >= 3."""
     n = len(features)
-    if n < 3:
+    if n < LeaveOneOut.minimum:
         raise ConfigError(f"leave-one-out credit of {n} clips; expected at least 3: draw more prompts or samples")
     every = torch.arange(n)
     others = every.repeat(n, 1)[~torch.eye(n, dtype=torch.bool)].view(n, n - 1)
