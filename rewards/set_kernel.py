@@ -39,8 +39,7 @@ class SetKernel:
     bandwidth: h of the kernel exp(-|x - y|^2 / (2 h^2)); None: the exemplar set's own, or the median distance of its
     frames where it has none. device: where a named encoder runs. name: what reports call it.
     max_frames: `influence` reads about so many frames of a queue, the same number of every clip (at least one), evenly
-    spaced and staggered from clip to clip; None: all of them. For 64 clips at a queue of 2,048, of 80 frames and 128
-    features, and 2,048 exemplar frames, that takes 2 s of one core with 4,096 and minutes with all frames.
+    spaced and staggered from clip to clip; None: all of them, at a cost that grows with the square of their number.
 
     Raises:
         ConfigError: the set holds no frames or is of another encoder, the bandwidth is not above 0, or max_frames < 1.
