@@ -102,7 +102,11 @@ class InfluenceReward(SetReward, Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Media -> features. `fingerprint` identifies weights and settings: equal fingerprints, equal features."""
+    """Media -> features. `fingerprint` identifies weights and settings: equal fingerprints, equal features.
+
+    An encoder may also have `settings`, a mapping of JSON values that its features depend on (hash of the weights, rate,
+    windows): it is recorded with every score.
+    """
 
     @property
     def name(self) -> str: ...

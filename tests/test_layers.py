@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("cli", "__main__", "__init__"),
+    ("cli", "commands", "__main__", "__init__"),
     ("run", "runfolder", "samples"),
     ("build", "config", "loading", "prompts"),
     ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),

@@ -6,7 +6,6 @@ Per-song Frechet distance in the generator's own latents needs no further networ
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dragon.encoders import windows
+from dragon.encoders.identity import fingerprint, weights_hash
 from dragon.media import Media
 
 
@@ -52,9 +52,13 @@ class CodecEncoder:
         self._device = device
         with torch.no_grad():
             self._features = codec.encode(torch.zeros(1, codec.samples, device=device)).shape[-1]
-        self._fingerprint = windows.fingerprint(
-            transform=_hash(codec), rate=codec.rate, samples=codec.samples, windows=windows.WINDOW_RULE
-        )
+        self._windows = windows.Windows(codec.samples)
+        self.settings = {
+            "transform": weights_hash(_transform(codec)),
+            "rate": codec.rate,
+            "samples": codec.samples,
+            "windows": self._windows.rule,
+        }
 
     @property
     def name(self) -> str:
@@ -62,7 +66,7 @@ class CodecEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return fingerprint(**self.settings)
 
     @property
     def features(self) -> int:
@@ -70,17 +74,11 @@ class CodecEncoder:
 
     def embed_media(self, media: Media) -> Tensor:
         wave = windows.mono(media, self._codec.rate, self.name).to(self._device)
-        frames = windows.frames_of_windows(wave, self._codec.samples, self._codec.encode)
+        frames = windows.frames_of_windows(wave, self._windows, self._codec.encode)
         return windows.checked(frames, media, self.name)
 
 
-def _hash(codec: Codec) -> str:
-    """Of all stored values that are not parameters."""
+def _transform(codec: Codec) -> dict[str, Tensor]:
+    """All stored values that are not parameters."""
     parameters = {name for name, _ in codec.named_parameters()}
-    digest = hashlib.blake2b(digest_size=16)
-    for key, value in sorted(codec.state_dict().items()):
-        if key not in parameters:
-            value = value.detach().to("cpu", torch.float32).contiguous()
-            digest.update(f"{key} {tuple(value.shape)}".encode())
-            digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
+    return {key: value for key, value in codec.state_dict().items() if key not in parameters}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dragon.encoders import windows
+from dragon.encoders.identity import fingerprint
 from dragon.media import Media
 
 
@@ -43,10 +44,13 @@ class _WindowedModel:
 
         if isinstance(model, torch.nn.Module):
             model.to(device).eval().requires_grad_(False)
-        self._name, self._model, self._device, self._samples = name, model, device, SAMPLES
-        self._fingerprint = windows.fingerprint(
-            model=model.fingerprint, rate=model.rate, samples=SAMPLES, windows=windows.WINDOW_RULE
-        )
+        self._name, self._model, self._device, self._windows = name, model, device, windows.Windows(SAMPLES)
+        self.settings = {
+            "model": model.fingerprint,
+            "rate": model.rate,
+            "samples": SAMPLES,
+            "windows": self._windows.rule,
+        }
 
     @property
     def name(self) -> str:
@@ -54,14 +58,14 @@ class _WindowedModel:
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return fingerprint(**self.settings)
 
     @property
     def features(self) -> int:
         return self._model.features
 
     def embed_clips(self, media: Media) -> Tensor:
-        found = windows.clips_of_windows(self._wave(media), self._samples, self._model.embed_audio)
+        found = windows.clips_of_windows(self._wave(media), self._windows, self._model.embed_audio)
         return windows.checked(found, media, self.name)
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
@@ -72,7 +76,7 @@ class _WindowedModel:
         return rows[torch.tensor([place[prompt] for prompt in prompts], device=rows.device)].float()
 
     def _frames(self, media: Media, of_window: Callable[[Tensor], Tensor]) -> Tensor:
-        return windows.checked(windows.frames_of_windows(self._wave(media), self._samples, of_window), media, self.name)
+        return windows.checked(windows.frames_of_windows(self._wave(media), self._windows, of_window), media, self.name)
 
     def _wave(self, media: Media) -> Tensor:
         return windows.mono(media, self._model.rate, self.name).to(self._device)

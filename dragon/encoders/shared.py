@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dragon.encoders import windows
+from dragon.encoders.identity import fingerprint
 from dragon.encoders.lookup import get_joint_encoder
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.files import write_whole
@@ -250,7 +251,7 @@ class SharedEncoder:
                 f"{self._encoder.fingerprint}); fit one for it with dragon.encoders.shared.fit_shared_space and give "
                 "its path as space"
             )
-        self._fingerprint = windows.fingerprint(encoder=self._encoder.fingerprint, space=self.space.fingerprint)
+        self.settings = {"encoder": self._encoder.fingerprint, "space": self.space.fingerprint}
 
     @property
     def name(self) -> str:
@@ -258,7 +259,7 @@ class SharedEncoder:
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return fingerprint(**self.settings)
 
     @property
     def features(self) -> int:

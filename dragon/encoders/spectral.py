@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dragon.encoders import windows
+from dragon.encoders.identity import fingerprint
 from dragon.errors import ConfigError
 from dragon.media import Media
 
@@ -48,15 +49,19 @@ class Spectral:
         return self.bands
 
     @property
+    def settings(self) -> dict[str, object]:
+        return {
+            "kind": "log-mel, version 1",
+            "bands": self.bands,
+            "rate": self.rate,
+            "window": self.window,
+            "hop": self.hop,
+            "floor": self.floor,
+        }
+
+    @property
     def fingerprint(self) -> str:
-        return windows.fingerprint(
-            kind="log-mel, version 1",
-            bands=self.bands,
-            rate=self.rate,
-            window=self.window,
-            hop=self.hop,
-            floor=self.floor,
-        )
+        return fingerprint(**self.settings)
 
     def embed_media(self, media: Media) -> Tensor:
         wave = windows.mono(media, self.rate, self.name).to(self.device)

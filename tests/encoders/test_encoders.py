@@ -13,6 +13,7 @@ from dragon.encoders.codec import CodecEncoder
 from dragon.encoders.lookup import get_joint_encoder
 from dragon.encoders.mini import MiniEncoder, MiniJudgeEncoder
 from dragon.encoders.spectral import Spectral, mel_filters
+from dragon.encoders.windows import Windows
 from dragon.errors import AudioError, ConfigError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.protocols import Encoder, JointEncoder
@@ -130,8 +131,43 @@ def test_a_long_clip_gives_the_frames_of_its_windows(codec: CodecEncoder):
 )
 def test_a_rest_of_half_a_window_gives_one_window_at_the_end(total: int, starts: list[int]):
     wave = torch.arange(total, dtype=torch.float32)[None]
-    assert windows.cut(wave, 10)[0, :, 0].tolist() == starts
-    assert windows.cut(wave, 10).shape == (1, len(starts), 10)
+    assert Windows(10).cut(wave)[0, :, 0].tolist() == starts
+    assert Windows(10).cut(wave).shape == (1, len(starts), 10)
+
+
+@pytest.mark.parametrize(
+    ("tail", "starts", "zeros"), [("drop", [0, 4, 8], 0), ("end", [0, 4, 8, 11], 0), ("pad", [0, 4, 8, 12], 1)]
+)
+def test_overlapping_windows_and_the_rest_of_a_clip(tail, starts, zeros):
+    """21 samples, windows of 10 every 4: the last whole one starts at 8, a rest of 3 stays."""
+    rule = Windows(10, hop=4, tail=tail)
+    found = rule.cut(torch.arange(1.0, 22.0)[None])
+    assert (found[0, :, 0] - 1).tolist() == starts
+    assert int((found[0, -1] == 0).sum()) == zeros == rule.zeros(21)
+
+
+def test_a_short_clip_is_repeated_or_followed_by_zeros():
+    wave = torch.tensor([[1.0, 2.0, 3.0]])
+    assert Windows(8).cut(wave)[0, 0].tolist() == [1, 2, 3, 0, 0, 0, 0, 0]
+    assert Windows(8, short="repeat").cut(wave)[0, 0].tolist() == [1, 2, 3, 1, 2, 3, 0, 0]
+    assert (Windows(8).zeros(3), Windows(8, short="repeat").zeros(3)) == (5, 2)
+
+
+@pytest.mark.parametrize("total", [3, 10, 13, 20, 21, 24, 25])
+@pytest.mark.parametrize("tail", ["end", "pad", "drop"])
+@pytest.mark.parametrize("hop", [5, 10])
+def test_every_frame_but_those_of_zeros_is_kept(total, tail, hop):
+    """One frame a sample: the frames of a clip of ones are ones."""
+    rule = Windows(10, hop=hop, tail=tail)
+    frames = windows.frames_of_windows(torch.ones(1, total), rule, lambda x: x[..., None])
+    assert bool((frames == 1).all())
+    assert frames.shape[1] == rule.cut(torch.ones(1, total)).shape[1] * 10 - rule.zeros(total)
+
+
+@pytest.mark.parametrize("wrong", [{"hop": 11}, {"hop": -1}, {"tail": "cut"}, {"short": "loop"}])
+def test_a_wrong_window_rule_is_refused(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        Windows(10, **wrong)
 
 
 def test_a_short_clip_has_only_the_frames_it_fills(codec: CodecEncoder):

@@ -1,0 +1,1 @@
+"""The commands of the command line, one a file: `run(arguments)` turns arguments into one call of the library."""

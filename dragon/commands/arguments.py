@@ -1,0 +1,67 @@
+"""Arguments of a command -> its one place and a dataclass of settings, by tyro."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from dragon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dragon.config import TrainConfig
+
+
+def positional(arguments: list[str], what: str, usage: str) -> tuple[str, list[str]]:
+    """The one argument without a flag, which stands first or (for a YAML file) last, and the others."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], arguments[1:]
+    if len(arguments) > 1 and arguments[-1].endswith((".yaml", ".yml")):
+        return arguments[-1], arguments[:-1]
+    if any(flag in ("-h", "--help") for flag in arguments):
+        return "", arguments
+    raise ConfigError(f"no {what} given; expected: {usage}")
+
+
+def with_flags(config: TrainConfig, flags: list[str], program: str) -> TrainConfig:
+    """The configuration with flags winning over it; lists and options are given as YAML."""
+    return parsed(type(config), _flags_of_bools(flags), program, default=config)
+
+
+def parsed(schema: type[Any], arguments: list[str], program: str, default: Any = None) -> Any:
+    """An instance of a dataclass from flags, by tyro; its own message and exit status 2 for a wrong flag."""
+    import tyro
+    import yaml
+
+    from dragon.config import RewardSpec, Spec
+    from dragon.loading import plain
+
+    rules = tyro.constructors.ConstructorRegistry()
+
+    @rules.primitive_rule
+    def as_yaml(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        """Options and lists of plug-ins have no flags of their own: they are written as in the file."""
+        # tyro hands over typing.Tuple[...] for some defaults, which does not equal tuple[...]
+        of_specs = get_origin(info.type) is tuple and get_args(info.type) in ((RewardSpec, ...), (Spec, ...))
+        if not of_specs and info.type not in (dict[str, object], Spec | None):
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="YAML",
+            instance_from_str=lambda words: yaml.safe_load(words[0]),
+            is_instance=lambda value: True,
+            str_from_instance=lambda value: [yaml.safe_dump(plain(value), default_flow_style=True).strip()],
+        )
+
+    keywords = {} if default is None else {"default": default}
+    with rules:
+        return tyro.cli(schema, args=arguments, prog=program, use_underscores=True, **keywords)
+
+
+def _flags_of_bools(flags: list[str]) -> list[str]:
+    """`--dry_run true` as `--dry_run`, which is the only form that tyro takes."""
+    if "--dry_run" in flags:
+        place = flags.index("--dry_run")
+        if flags[place + 1 : place + 2] in (["true"], ["True"]):
+            return [*flags[: place + 1], *flags[place + 2 :]]
+        if flags[place + 1 : place + 2] in (["false"], ["False"]):
+            return [*flags[:place], "--no_dry_run", *flags[place + 2 :]]
+    return flags

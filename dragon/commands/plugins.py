@@ -1,0 +1,13 @@
+"""dragon plugins [KIND]"""
+
+from __future__ import annotations
+
+from dragon.registry import BUILT_IN, available
+
+
+def run(arguments: list[str]) -> None:
+    for kind in arguments or BUILT_IN:
+        names = available(kind)
+        print(f"{kind}")
+        for name, place in names.items():
+            print(f"  {name:20} {place}")
