@@ -104,8 +104,8 @@ class InfluenceReward(SetReward, Protocol):
 class Encoder(Protocol):
     """Media -> features. `fingerprint` identifies weights and settings: equal fingerprints, equal features.
 
-    An encoder may also have `settings`, a mapping of JSON values that its features depend on (hash of the weights, rate,
-    windows): it is recorded with every score.
+    An encoder may also have `settings`, JSON values by name that its features depend on (hash of the weights, rate,
+    windows): they are recorded with every score.
     """
 
     @property
