@@ -12,9 +12,21 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "runfolder", "samples"),
+    ("run", "runfolder", "samples", "measure"),
     ("build", "config", "loading", "prompts"),
-    ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
+    (
+        "trainer",
+        "scoring",
+        "learner",
+        "checkpoint",
+        "track",
+        "evaluate",
+        "collect",
+        "intervals",
+        "report",
+        "testing",
+        "aesthetics",
+    ),
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
