@@ -1,9 +1,9 @@
 """Exemplar sets: "sounds like these", as statistics of their frames in one file.
 
 A set is one .safetensors file: mean and covariance (ddof 1, float64) of all frames, a sample of the frames, and in its
-header what they are: name, modality, encoder and its fingerprint, settings, items with content hashes, source, licence.
-It carries no audio. A set serves only the encoder that made it: `check_encoder` refuses any other. Knows encoders by
-name and fingerprint only; sets are made by dragon.exemplars.collect.
+header what they are: name, modality, encoder with its options and fingerprint, settings, items with content hashes and
+their distance to the whole, source, licence. It carries no audio. A set serves only the encoder that made it:
+`check_encoder` refuses any other. Knows encoders by name and fingerprint only; dragon.exemplars.collect makes sets.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_encoder
-from dragon.errors import ConfigError
+from dragon.encoders.lookup import EncoderSpec, get_encoder
+from dragon.errors import ConfigError, DragonError
 from dragon.exemplars.features import as_features
-from dragon.exemplars.gaussian import Gaussian
+from dragon.exemplars.gaussian import Gaussian, squared_parts
 from dragon.files import write_whole
 from dragon.protocols import Encoder
 
@@ -33,11 +35,15 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Item:
-    """One clip or caption of a set: its name (never an absolute path), the hash of what it holds, and its frames."""
+    """One clip or caption of a set: its name (never an absolute path), the hash of what it holds, and its frames.
+
+    distance: squared Frechet distance of its frames to the whole set; None in files from before it was kept.
+    """
 
     name: str
     content_hash: str
     frames: int
+    distance: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +57,8 @@ class ExemplarSet:
     nothing. None for fewer than two clips.
     features: (r, f) float32, frames drawn at random with a fixed seed, for distances that need frames and not moments;
     None: none were kept. modality: "audio", or "text" for a set of captions.
+    encoder_plugin, encoder_options: what makes the encoder again; "" where its own name does.
+    command: words after `dragon exemplars` that made the set, without the encoder; "" for a set made in Python.
     """
 
     name: str
@@ -67,6 +75,9 @@ class ExemplarSet:
     self_distance: float | None = None
     features: Tensor | None = None
     modality: str = "audio"
+    encoder_plugin: str = ""
+    encoder_options: Mapping[str, object] = field(default_factory=dict)
+    command: str = ""
     version: int = VERSION
 
     @property
@@ -82,16 +93,65 @@ class ExemplarSet:
         """The statistics in the form distances need; factors the covariance, so keep the result."""
         return Gaussian.of_moments(self.mean, self.cov, f"exemplars {self.name!r}", self.frames)
 
-    def check_encoder(self, encoder: Encoder) -> None:
-        """Raises ConfigError, with the command that rebuilds the set, unless `encoder` is the one that made it."""
+    @property
+    def spread(self) -> float:
+        """Root mean square distance of a frame to the mean."""
+        return float(self.cov.trace()) ** 0.5
+
+    @property
+    def encoder_spec(self) -> dict[str, object]:
+        """What `get_encoder` makes the set's encoder of."""
+        return {"name": self.encoder_plugin or self.encoder, "options": dict(self.encoder_options)}
+
+    def distance(self, other: ExemplarSet) -> float:
+        """Squared Frechet distance to another set, >= 0.
+
+        Raises:
+            ConfigError: the sets are of different encoders, with the command that rebuilds one of them.
+        """
+        if (self.encoder_hash, self.size) != (other.encoder_hash, other.size):
+            # the one of which it is known how it was made
+            again, kept = (self, other) if self.command and not other.command else (other, self)
+            raise ConfigError(
+                f"exemplars {self.name!r} were embedded with {self.encoder!r} (fingerprint {self.encoder_hash}), "
+                f"{other.name!r} with {other.encoder!r} (fingerprint {other.encoder_hash}); rebuild one with the "
+                f"encoder of the other: {again.rebuild_command(kept.encoder_spec)}"
+            )
+        return sum(squared_parts(self.gaussian(), other.gaussian()))
+
+    def check_encoder(self, encoder: Encoder, spec: EncoderSpec | None = None) -> None:
+        """Raises ConfigError, with the command that rebuilds the set, unless `encoder` is the one that made it.
+
+        spec: how the encoder was named, for that command.
+        """
         if encoder.fingerprint == self.encoder_hash and encoder.features == self.size:
             return
-        made_of = "CAPTIONS.txt" if self.modality == "text" else "FOLDER_OF_AUDIO"
+        known = isinstance(spec, str | Mapping)
+        adding = ""
+        if not known and encoder.name == self.encoder:  # an object, of which the options are not known
+            adding = f"with your options, as --encoder '{{name: {encoder.name}, options: {{...}}}}', "
         raise ConfigError(
             f"exemplars {self.name!r} were embedded with {self.encoder!r} (fingerprint {self.encoder_hash}), "
-            f"the reward uses {encoder.name!r} (fingerprint {encoder.fingerprint}); rebuild with: "
-            f"dragon exemplars build {made_of} --name {self.name} --encoder {encoder.name}"
+            f"the reward uses {encoder.name!r} (fingerprint {encoder.fingerprint}){self._differences(encoder)}; "
+            f"{adding}rebuild with: {self.rebuild_command(encoder if spec is None else spec)}"
         )
+
+    def rebuild_command(self, encoder: EncoderSpec) -> str:
+        """The command that makes this set again with another encoder, over the old file; to be pasted into a shell."""
+        made_of = "CAPTIONS.txt" if self.modality == "text" else "FOLDER_OF_AUDIO"
+        # a set without frames is built anew by who needs them
+        words = self.command.replace(" --keep_frames 0", "") or shlex.join(["build", self.name, made_of])
+        return f"dragon exemplars {words} --encoder {_on_a_line(encoder)} --replace"
+
+    def _differences(self, encoder: Encoder) -> str:
+        """Settings that differ, a few of them: ": rate 16000 in the set, 48000 now"."""
+        now, then = getattr(encoder, "settings", None), self.settings.get("encoder")
+        if not now or not isinstance(then, Mapping):
+            return ""
+        now = json.loads(json.dumps(dict(now)))
+        keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        told = [f"{key} {then.get(key)!r} in the set, {now.get(key)!r} now" for key in keys[:_TOLD]]
+        return f": {'; '.join(told)}" if told else ""
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the file beside its place and renames it, so that it is complete or absent. Returns its path."""
@@ -120,14 +180,18 @@ class ExemplarSet:
             "frames": self.frames,
             "bandwidth": self.bandwidth,
             "self_distance": self.self_distance,
+            "encoder_options": dict(self.encoder_options),
+            # beside `items`, whose keys older programs take as they are
+            "item_distances": [i.distance for i in self.items],
         }
         text = {key: str(getattr(self, key)) for key in _TEXT}
         return text | {key: json.dumps(value) for key, value in values.items()}
 
 
-_TEXT = ("name", "encoder", "encoder_hash", "source", "licence", "modality")
-_DEFAULTS = {"modality": "audio"}
-"""What the header of a file without these texts means: it was written before there were others."""
+_TEXT = ("name", "encoder", "encoder_hash", "source", "licence", "modality", "encoder_plugin", "command")
+_DEFAULTS = {"modality": "audio", "encoder_plugin": "", "command": "", "encoder_options": "{}", "item_distances": "[]"}
+"""What the header of a file without these means: it was written before there were others."""
+_TOLD = 3  # differing settings of an encoder that a message names
 
 
 def load(name: str | os.PathLike[str]) -> ExemplarSet:
@@ -142,23 +206,37 @@ def load(name: str | os.PathLike[str]) -> ExemplarSet:
     if text in available():
         return _read(DATA / f"{text}{SUFFIX}")
     near = difflib.get_close_matches(text, available(), n=3) or available()
+    own = f"./{text}{SUFFIX}"
+    how = "; that file is here" if Path(own).is_file() else f" (dragon exemplars build {text} FOLDER_OF_AUDIO makes it)"
     raise ConfigError(
-        f"no exemplar set {text!r}; shipped: {', '.join(near) or 'none'}; a set of your own is named by its path, "
-        f"for example ./{text}{SUFFIX}, and made with: dragon exemplars build FOLDER_OF_AUDIO --name {text}"
+        f"no exemplar set {text!r}; shipped: {', '.join(near) or 'none'}; "
+        f"a set of your own is named by its path: {own}{how}"
     )
 
 
 def load_with_encoder(
-    exemplars: str | ExemplarSet, encoder: str | Encoder | None, device: str
+    exemplars: str | ExemplarSet, encoder: EncoderSpec | None, device: str
 ) -> tuple[ExemplarSet, Encoder]:
-    """A set (or what `load` takes) and the encoder that made it; None: the one it names.
+    """A set (or what `load` takes) and the encoder that made it.
+
+    encoder: None, or the name alone of the set's: made again with the options that the set keeps.
 
     Raises:
-        ConfigError: as `load`; or the encoder is another one.
+        ConfigError: as `load`; or the encoder is another one; or the set's own cannot be made again.
     """
     found = load(exemplars) if isinstance(exemplars, str) else exemplars
-    ears = get_encoder(found.encoder if encoder is None else encoder, device=device)
-    found.check_encoder(ears)
+    own = encoder is None or (isinstance(encoder, str) and encoder in (found.encoder, found.encoder_plugin))
+    spec = found.encoder_spec if encoder is None or own else encoder
+    try:
+        ears = get_encoder(spec, device=device)
+    except DragonError as error:
+        if not own or not (found.encoder_plugin or found.encoder_options):
+            raise
+        raise ConfigError(
+            f"exemplars {found.name!r}: their encoder {_on_a_line(spec)} cannot be made again ({error}); "
+            "give the reward an encoder: {name: ..., options: {...}}"
+        ) from error
+    found.check_encoder(ears, spec)
     return found, ears
 
 
@@ -167,11 +245,50 @@ def available() -> list[str]:
     return sorted(path.stem for path in DATA.glob(f"*{SUFFIX}"))
 
 
+def headers(folder: str | os.PathLike[str] | None = None) -> dict[Path, dict[str, str]]:
+    """File -> header of every exemplar set in a folder (None: the shipped ones), by name; reads no statistics.
+
+    Other .safetensors files, and broken ones, are left out.
+    """
+    found = {}
+    for path in sorted(Path(DATA if folder is None else folder).glob(f"*{SUFFIX}")):
+        header = _header_of(path)
+        if {"encoder_hash", "items", "count"} <= header.keys():
+            found[path] = header
+    return found
+
+
+def _header_of(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return _DEFAULTS | (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def _on_a_line(encoder: EncoderSpec) -> str:
+    """As an argument of the command line."""
+    import yaml
+
+    if isinstance(encoder, str):
+        return shlex.quote(encoder)
+    if not isinstance(encoder, Mapping):
+        return shlex.quote(encoder.name)
+    if not encoder.get("options"):
+        return shlex.quote(str(encoder["name"]))
+    flow = yaml.safe_dump({"name": encoder["name"], "options": encoder["options"]}, default_flow_style=True, width=9999)
+    return shlex.quote(flow.strip())
+
+
 def _read(path: Path) -> ExemplarSet:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise ConfigError(f"no exemplar file {path}; make it with: dragon exemplars build FOLDER_OF_AUDIO --out {path}")
+        raise ConfigError(
+            f"no exemplar file {path}; make it with: dragon exemplars build {path.stem} FOLDER_OF_AUDIO --out {path}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = _DEFAULTS | (file.metadata() or {})
@@ -184,11 +301,12 @@ def _read(path: Path) -> ExemplarSet:
             mean=tensors["mean"],
             cov=tensors["cov"],
             frames=json.loads(header["frames"]),
-            items=tuple(Item(**item) for item in json.loads(header["items"])),
+            items=_items(json.loads(header["items"]), json.loads(header["item_distances"])),
             settings=json.loads(header["settings"]),
             bandwidth=json.loads(header["bandwidth"]),
             self_distance=json.loads(header["self_distance"]),
             features=tensors.get("features"),
+            encoder_options=json.loads(header["encoder_options"]),
             version=version,
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -197,3 +315,10 @@ def _read(path: Path) -> ExemplarSet:
     if found.features is not None:
         as_features(found.features, f"exemplars {found.name!r}: features", size=found.size)
     return found
+
+
+def _items(rows: list[dict[str, Any]], distances: list[float | None]) -> tuple[Item, ...]:
+    return tuple(
+        Item(str(row["name"]), str(row["content_hash"]), int(row["frames"]), distance)
+        for row, distance in zip(rows, distances or [None] * len(rows), strict=True)
+    )

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dragon.encoders.lookup import EncoderSpec
 from dragon.errors import ShapeError
 from dragon.exemplars.features import Features, as_features, float64
 from dragon.exemplars.gaussian import Gaussian, squared_parts
 from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
-from dragon.protocols import Encoder
 
 Reference: TypeAlias = Features | Gaussian | ExemplarSet
 
@@ -105,9 +105,9 @@ def per_song_frechet(songs: Sequence[Features], reference: Reference) -> np.ndar
 class SongFrechet:
     """Reward: minus the squared Frechet distance of a clip's frames to an exemplar set. At most 0; 0 is best.
 
-    exemplars: a set, the name of a shipped one, or the path of a set file. encoder: name or object; None: the one that
-    the set names. An encoder other than the set's is refused. device: where a named encoder runs.
-    name: what reports call it, where one run has two of them.
+    exemplars: a set, the name of a shipped one, or the path of a set file. encoder: a name, {name, options} or an
+    object; None: the one that made the set. An encoder other than the set's is refused. device: where a named encoder
+    runs. name: what reports call it, where one run has two of them.
     """
 
     abstains = False
@@ -115,7 +115,7 @@ class SongFrechet:
     def __init__(
         self,
         exemplars: str | ExemplarSet,
-        encoder: str | Encoder | None = None,
+        encoder: EncoderSpec | None = None,
         *,
         device: str = "cpu",
         name: str = "song_frechet",

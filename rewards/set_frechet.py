@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dragon.encoders.lookup import EncoderSpec
 from dragon.errors import ShapeError
 from dragon.exemplars.features import as_features
 from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
-from dragon.protocols import Encoder
 from dragon.rewards.frechet_sets import BLOCK_NUMBERS, Frames
 from dragon.rewards.frechet_swaps import FrechetScorer
 from dragon.rewards.set_kernel import gap_share
@@ -29,15 +29,15 @@ class SetFrechet:
     Small sets are far from any exemplars: n frames estimate a covariance with an error of order f / n, so compare
     sets of one size only.
 
-    exemplars: a set, the name of a shipped one, or the path of a set file. encoder: name or object; None: the one that
-    the set names. An encoder other than the set's is refused. device: where a named encoder runs.
-    name: what reports call it, where one run has two of them.
+    exemplars: a set, the name of a shipped one, or the path of a set file. encoder: a name, {name, options} or an
+    object; None: the one that made the set. An encoder other than the set's is refused. device: where a named encoder
+    runs. name: what reports call it, where one run has two of them.
     """
 
     def __init__(
         self,
         exemplars: str | ExemplarSet,
-        encoder: str | Encoder | None = None,
+        encoder: EncoderSpec | None = None,
         *,
         device: str = "cpu",
         name: str = "set_frechet",

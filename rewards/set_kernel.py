@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dragon.encoders.lookup import EncoderSpec
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import as_features
 from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
-from dragon.protocols import Encoder
 from dragon.rewards.kernel import median_distance
 
 _BLOCK_FRAMES = 2048  # a side of one block of kernel values (32 MiB)
@@ -35,9 +35,9 @@ class SetKernel:
     Equal laws score 0 on average, so values slightly above 0 occur and are right.
 
     exemplars: a set, the name of a shipped one, or the path of a set file; it must hold frames, not only statistics.
-    encoder: name or object; None: the one that the set names. An encoder other than the set's is refused.
-    bandwidth: h of the kernel exp(-|x - y|^2 / (2 h^2)); None: the exemplar set's own, or the median distance of its
-    frames where it has none. device: where a named encoder runs. name: what reports call it.
+    encoder: a name, {name, options} or an object; None: the one that made the set. An encoder other than the set's is
+    refused. bandwidth: h of the kernel exp(-|x - y|^2 / (2 h^2)); None: the exemplar set's own, or the median distance
+    of its frames where it has none. device: where a named encoder runs. name: what reports call it.
     max_frames: `influence` reads about so many frames of a queue, the same number of every clip (at least one), evenly
     spaced and staggered from clip to clip; None: all of them, at a cost that grows with the square of their number.
 
@@ -48,7 +48,7 @@ class SetKernel:
     def __init__(
         self,
         exemplars: str | ExemplarSet,
-        encoder: str | Encoder | None = None,
+        encoder: EncoderSpec | None = None,
         bandwidth: float | None = None,
         *,
         max_frames: int | None = 4096,
@@ -238,10 +238,9 @@ def _version(features: Tensor) -> int:
 
 def _reference_frames(exemplars: ExemplarSet, name: str) -> Tensor:
     if exemplars.features is None:
-        made_of = "CAPTIONS.txt" if exemplars.modality == "text" else "FOLDER_OF_AUDIO"
         raise ConfigError(
             f"exemplars {exemplars.name!r} hold statistics and no frames, which reward {name!r} compares with; rebuild "
-            f"with: dragon exemplars build {made_of} --name {exemplars.name} --encoder {exemplars.encoder}"
+            f"with: {exemplars.rebuild_command(exemplars.encoder_spec)}"
         )
     return as_features(exemplars.features, f"frames of exemplars {exemplars.name!r}", size=exemplars.size, at_least=2)
 

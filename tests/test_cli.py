@@ -196,7 +196,7 @@ def test_everything_wrong_is_one_message_and_nothing_is_written(folder: Path, ca
         (["sample", "nowhere", "--prompt", "left"], "neither a run folder"),
         (["sample", "toy"], "no prompts; give --prompt"),
         (["sample", "toy", "--prompt", "nowhere"], "nowhere"),
-        (["exemplars", "build", "nowhere"], "no folder 'nowhere'"),
+        (["exemplars", "build", "mine", "nowhere"], "no folder 'nowhere'"),
         (["exemplars", "show", "nothing"], "no exemplar set 'nothing'"),
         (["exemplars", "lits"], "expected: dragon exemplars build"),
         (["plugins", "rewards"], "no kind of plug-in is called 'rewards'"),
@@ -297,7 +297,7 @@ def test_exemplars_are_built_listed_and_shown(folder: Path, capsys) -> None:
     rng = np.random.default_rng(0)
     for name in ("a", "b"):
         soundfile.write(folder / "sounds" / f"{name}.wav", 0.1 * rng.standard_normal(32000), 16000)
-    build = ("exemplars", "build", "sounds", "--encoder", "spectral", "--licence", "CC0", "--out", "mine.safetensors")
+    build = ("exemplars", "build", "mine", "sounds", "--encoder", "spectral", "--licence", "CC0")
     status, out, err = dragon(capsys, *build)
     assert status == 0 and "2 clips" in out, err
     status, out, _ = dragon(capsys, "exemplars", "show", "./mine.safetensors")
@@ -309,19 +309,20 @@ def test_exemplars_are_built_listed_and_shown(folder: Path, capsys) -> None:
 
 def test_exemplars_are_built_of_captions(folder: Path, capsys) -> None:
     (folder / "waltzes.txt").write_text("a slow waltz\nwaltz in three, with piano\na waltz dance, happy\n")
-    status, out, err = dragon(capsys, "exemplars", "build", "waltzes.txt", "--licence", "CC0")
+    status, out, err = dragon(capsys, "exemplars", "build", "waltzes", "waltzes.txt", "--licence", "CC0")
     assert status == 0 and "wrote waltzes.safetensors: 3 captions, 3 frames of mini-shared" in out, err
     status, out, _ = dragon(capsys, "exemplars", "show", "./waltzes.safetensors")
     shown = dict(line.split(None, 1) for line in out.replace("kept frames", "kept_frames").splitlines())
     assert shown["modality"] == "text" and shown["kept_frames"] == "3" and shown["source"] == "waltzes.txt"
 
-    rows = [{"caption": "a slow waltz", "file": "a.wav"}, {"caption": "a waltz dance", "file": "b.wav"}]
+    rows = [{"caption": "a slow waltz", "genre": 1}, {"caption": "a waltz dance", "genre": 2}]
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "c.csv").write_text("file,caption\na.wav,a slow waltz\nb.wav,a waltz dance\n")
     (folder / "p.csv").write_text("prompt,genre\na slow waltz,1\na waltz dance,2\n")
     found = []
     for name in ("c.jsonl", "c.csv", "p.csv"):
-        status, out, err = dragon(capsys, "exemplars", "build", name, "--name", "two", "--out", f"{name}.safetensors")
+        flags = ("--of", "captions", "--out", f"{name}.safetensors")
+        status, out, err = dragon(capsys, "exemplars", "build", "two", name, *flags)
         assert status == 0 and "2 captions" in out, err
         found.append(load_file(f"{name}.safetensors")["features"])
     assert found[0].equal(found[1]) and found[0].equal(found[2])
@@ -345,7 +346,7 @@ def test_captions_that_cannot_be_used_leave_no_file(
 ) -> None:
     if content is not None:
         (folder / name).write_text(content)
-    status, _, err = dragon(capsys, "exemplars", "build", name, *flags)
+    status, _, err = dragon(capsys, "exemplars", "build", "told", name, *flags)
     assert status == 2 and message in err and "Traceback" not in err, err
     assert not list(folder.glob("*.safetensors"))
 

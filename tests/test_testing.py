@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
+import time
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +17,7 @@ from dragon.contrast.swap import Rescored
 from dragon.errors import PluginError
 from dragon.media import Cond, Media
 from dragon.policy.toy import ToyPolicy
-from dragon.testing import TrainsBadly, check_policy, check_reward
+from dragon.testing import TrainsBadly, check_policy, check_reward, example_clips
 
 TOY = ("left", "right", "up")
 
@@ -174,9 +179,174 @@ class TestRewards:
         with pytest.raises(PluginError, match=message):
             check_reward(breaking(SquaredMean, **broken))
 
+    def test_embedding_in_another_order_is_named(self):
+        def embed(self, media):
+            return MeanSpread().embed(media).sort(dim=0).values
+
+        with pytest.raises(PluginError, match="embed: expected that it keeps the clips' order"):
+            check_reward(breaking(MeanSpread, embed=embed))
+
     def test_too_few_clips_are_refused(self):
         with pytest.raises(PluginError, match="got 1 clips; expected at least 3"):
             check_reward(Loudness(), Media(torch.zeros(1, 1, 8), ("x",), 16_000))
+
+
+def draws_from_torch(self, media):
+    return Loudness().score(media) + 0 * torch.rand(1)
+
+
+def seeds_torch(self, media):
+    torch.manual_seed(0)
+    return Loudness().score(media) + torch.rand(1).double()
+
+
+def seeds_numpy(self, media):
+    np.random.seed(0)
+    return Loudness().score(media) + np.random.rand()
+
+
+def draws_from_random(self, media):
+    random.random()
+    return Loudness().score(media)
+
+
+def sets_the_default_dtype(self, media):
+    torch.set_default_dtype(torch.float64)
+    return Loudness().score(media)
+
+
+def sets_threads(self, media):
+    torch.set_num_threads(torch.get_num_threads() + 1)
+    return Loudness().score(media)
+
+
+def goes_elsewhere(self, media):
+    os.chdir("/")
+    return Loudness().score(media)
+
+
+def wants_determinism(self, media):
+    torch.use_deterministic_algorithms(True)
+    return Loudness().score(media)
+
+
+def process_state():
+    states = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+    modes = torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    return *states, *modes, os.getcwd(), torch.is_grad_enabled()
+
+
+class TestTheProcess:
+    @pytest.mark.parametrize(
+        ("score", "law"),
+        [
+            (draws_from_torch, "torch's random state as it was .draw from a torch.Generator"),
+            (seeds_torch, "torch's random state"),
+            (seeds_numpy, "numpy's random state as it was .draw from numpy.random.default_rng"),
+            (draws_from_random, "the random state of module random"),
+            (sets_the_default_dtype, "torch's default dtype"),
+            (sets_threads, "torch's thread count"),
+            (goes_elsewhere, "the working directory"),
+            (wants_determinism, "torch's deterministic mode"),
+        ],
+    )
+    def test_what_a_reward_changes_of_it_is_the_one_fault_and_put_back(self, score, law, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        before = process_state()
+        with pytest.raises(
+            PluginError, match=f"^1 breaches of contract:\n  Broken.score: expected that it leaves {law}"
+        ):
+            check_reward(breaking(Loudness, score=score))
+        assert process_state() == before
+
+    def test_methods_of_set_rewards_are_watched_too(self):
+        def influence(self, queue, features):
+            torch.set_grad_enabled(False)
+            return SquaredMean().influence(queue, features)
+
+        with pytest.raises(PluginError, match="Broken.influence: expected that it leaves torch's gradient mode"):
+            check_reward(breaking(SquaredMean, influence=influence))
+        assert torch.is_grad_enabled()
+
+        def score_sets(self, features, members):
+            return MeanSpread().score_sets(features, members) + 0 * float(torch.rand(1))
+
+        with pytest.raises(PluginError, match="Broken.score_sets: expected that it leaves torch's random state"):
+            check_reward(breaking(MeanSpread, score_sets=score_sets))
+
+    def test_a_reward_with_a_generator_of_its_own_passes(self):
+        def score(self, media):
+            noise = torch.randn(len(media), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            return Loudness().score(media) + 0 * noise
+
+        check_reward(breaking(Loudness, score=score))
+
+
+class TestWhatIsSeen:
+    def test_the_report_holds_range_laws_and_speed(self):
+        media = example_clips(seconds=0.5)
+        found = check_reward(Loudness(), media)
+        scores = Loudness().score(media)
+        assert (found.name, found.kind, found.clips, found.abstained) == ("loudness", "clips", 4, 0)
+        assert (found.low, found.high) == (float(scores.min()), float(scores.max()))
+        assert found.real_time == pytest.approx(found.clips_per_second * 0.5)
+        assert any("does not depend on the others" in law for law in found.laws)
+        swappable = check_reward(SquaredMean())
+        assert swappable.kind == "sets" and len(swappable.laws) == len(check_reward(MeanSpread()).laws) + 2
+
+    def test_a_function_is_checked_as_a_reward(self):
+        def peak(audio, prompts, scale=1.0):
+            return [scale * float(np.abs(clip.samples).max()) for clip in audio]
+
+        assert check_reward(peak).high == pytest.approx(0.5, abs=1e-3)
+        assert check_reward(partial(peak, scale=2.0)).high == pytest.approx(1.0, abs=1e-3)
+        with pytest.raises(PluginError, match="FunctionReward.score: .* does not depend on the other clips"):
+            check_reward(lambda audio, prompts: [float(len(audio) + i) for i in range(len(audio))])
+
+    def test_a_class_instead_of_a_reward_is_named(self):
+        with pytest.raises(PluginError, match=r"got the class Loudness; give it a reward: Loudness\(...\)"):
+            check_reward(Loudness)
+
+    def test_a_slow_reward_is_warned_about(self):
+        def score(self, media):
+            time.sleep(0.01 * len(media))
+            return Loudness().score(media)
+
+        with pytest.warns(TrainsBadly, match="seconds of audio a second .* slower than real time"):
+            found = check_reward(breaking(Loudness, score=score), example_clips(seconds=0.001))
+        assert found.real_time < 0.1
+
+    @pytest.mark.parametrize(
+        ("score", "text"),
+        [
+            (lambda self, m: Loudness().score(m).log(), "gives NaN or infinity for a blank clip"),
+            (lambda self, m: refuse_silence(m), r"raises ValueError .silence. for a blank clip"),
+        ],
+    )
+    def test_a_blank_clip_that_breaks_a_reward_is_warned_about(self, score, text):
+        with pytest.warns(TrainsBadly, match=text):
+            check_reward(breaking(Loudness, score=score))
+
+    def test_abstaining_on_a_blank_clip_is_right(self, recwarn):
+        def score(self, media):
+            scores = Loudness().score(media)
+            return torch.where(scores > 0, scores, torch.nan)
+
+        check_reward(breaking(Loudness, abstains=True, score=score))
+        assert not recwarn
+
+    def test_example_clips_differ_and_take_columns(self):
+        media = example_clips(0.25, 8_000, 2, {"bpm": (1, 2, 3, 4)})
+        assert media.tensor.shape == (4, 2, 2_000) and media.columns["bpm"] == (1, 2, 3, 4)
+        assert len({tuple(clip.flatten().tolist()) for clip in media.tensor}) == 4
+        with pytest.raises(PluginError, match="expected all above 0"):
+            example_clips(0.0)
+
+
+def refuse_silence(media):
+    if not media.tensor.any():
+        raise ValueError("silence")
+    return Loudness().score(media)
 
 
 class ForgetsToRestore(ToyPolicy):

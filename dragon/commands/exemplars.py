@@ -1,119 +1,296 @@
-"""dragon exemplars build FOLDER|CAPTIONS | list | show NAME"""
+"""dragon exemplars build NAME SOURCE | split NAME SOURCE | list | show NAME | compare A B"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from dragon.commands.arguments import parsed, positional
+from dragon.commands.arguments import parsed
+from dragon.commands.sources import Captions, Which, find
 from dragon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dragon.encoders.lookup import EncoderSpec
+    from dragon.exemplars import ExemplarSet, Gathered, Item
+
+USAGE = (
+    "dragon exemplars build NAME SOURCE [--encoder NAME ...], dragon exemplars split NAME SOURCE, "
+    "dragon exemplars list, dragon exemplars show NAME, or dragon exemplars compare A B"
+)
+_SAID_APART = ("encoder", "replace", "device")  # flags that the command kept in a set leaves out
+_SHOWN = 3  # items named as nearest and as farthest
 
 
 @dataclass(frozen=True)
-class BuildExemplars:
-    """Make an exemplar set of the audio files below a folder, or of the captions in a .txt, .csv or .jsonl file."""
+class SourceOptions:
+    """What both `build` and `split` take."""
 
-    name: str = ""
-    """Name of the set; default: that of the folder or file."""
-    out: str = ""
-    """File to write; default: NAME.safetensors here. One that exists is refused."""
     encoder: str = ""
-    """Whose frames: a registered name, or module:Name; default: mini-codec for audio, mini-shared for captions."""
+    """Whose frames: a name, module:Name, or '{name: NAME, options: {...}}'; default: mini-codec for audio, mini-shared
+    for captions."""
     seconds: float = 5.12
-    """Audio files are cut into windows of this length."""
+    """Clips are cut into windows of this length."""
+    min_seconds: float = 1.0
+    """Shorter clips are bad."""
     skip_bad: bool = False
-    """Leave out audio files that cannot be used instead of stopping."""
+    """Leave out clips that cannot be used instead of stopping."""
+    of: Which = "auto"
+    """For a table with columns `file` and `caption`: which of them is meant."""
+    best: int | None = None
+    """Of a finished run: its best tuned samples, so many; default 32."""
+    reward: str = ""
+    """Best by this reward of the run's evaluation; default: the one it was trained on."""
+    keep_frames: int = 2048
+    """Frames kept in the set, which kernel distances need; 0: none."""
     source: str = ""
     """Where the audio or the captions come from; kept in the set."""
     licence: str = ""
     """Its licence; kept in the set."""
+    replace: bool = False
+    """Write over a file of that name."""
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class BuildExemplars(SourceOptions):
+    """Make an exemplar set NAME of SOURCE: a folder of audio; captions in a .txt, .csv or .jsonl file; the files that
+    the column `file` of a .csv names; or the best samples of a finished run."""
+
+    out: str = ""
+    """File to write; default: NAME.safetensors here. One that exists is refused."""
+
+
+@dataclass(frozen=True)
+class SplitExemplars(SourceOptions):
+    """Make two sets of SOURCE, by whole files: NAME_train to train toward and NAME_held_out to evaluate with."""
+
+    held_out: float = 0.5
+    """Share of the files (or captions) that is held out."""
+    seed: int = 0
+    """Of the draw."""
+    out: str = "."
+    """Folder to write both files to."""
+
+
+Options = TypeVar("Options", bound=SourceOptions)
 
 
 def run(arguments: list[str]) -> None:
     action, *rest = arguments or [""]
     if action == "build":
-        _build_exemplars(rest)
+        _build(rest)
+    elif action == "split":
+        _split(rest)
     elif action == "list" and not rest:
-        from dragon.exemplars import sets
-
-        for name in sets.available():
-            found = sets.load(name)
-            what = "captions" if found.modality == "text" else "clips"
-            print(f"{name:28} {found.encoder:12} {found.count:6} {what:9} {found.licence}  {found.source}")
+        _list()
     elif action == "show" and len(rest) == 1:
-        from dragon.exemplars import sets
-
-        found = sets.load(rest[0])
-        for key in ("name", "version", "modality", "encoder", "encoder_hash", "count", "frames", "size"):
-            print(f"{key:14} {getattr(found, key)}")
-        print(f"{'kept frames':14} {0 if found.features is None else len(found.features)}")
-        for key in ("source", "licence", "bandwidth", "self_distance", "settings"):
-            print(f"{key:14} {getattr(found, key)}")
+        _show(rest[0])
+    elif action == "compare" and len(rest) == 2:
+        _compare(*rest)
+    elif action in ("-h", "--help"):
+        print(f"usage: {USAGE}")
     else:
-        raise ConfigError(
-            f"{' '.join(arguments) or 'no action'!r}; expected: dragon exemplars build FOLDER|CAPTIONS.txt "
-            "[--encoder NAME ...], "
-            "dragon exemplars list, or dragon exemplars show NAME"
-        )
+        raise ConfigError(f"{' '.join(arguments) or 'no action'!r}; expected: {USAGE}")
 
 
-def _build_exemplars(arguments: list[str]) -> None:
-    usage = "dragon exemplars build FOLDER|CAPTIONS.txt [--name NAME --encoder NAME ...]"
-    place, flags = positional(arguments, "folder or file of captions", usage)
-    wanted = parsed(BuildExemplars, flags, "dragon exemplars build FOLDER|CAPTIONS.txt")
-    of_text = Path(place).suffix in (".txt", ".csv", ".jsonl") and not Path(place).is_dir()
-    name = wanted.name or (Path(place).stem if of_text else Path(place).resolve().name)
+def _build(arguments: list[str]) -> None:
+    name, place, wanted = _asked("build", BuildExemplars, arguments)
     target = Path(wanted.out or f"{name}.safetensors")
-    if target.exists():
-        raise ConfigError(f"{str(target)!r} exists already; remove it, or give another --out")
-    if not of_text and not Path(place).is_dir():
-        raise ConfigError(f"no folder {place!r}; give one with audio files, or a .txt, .csv or .jsonl file of captions")
-    captions = _captions(place) if of_text else []
-    from dragon.build import build
-    from dragon.config import Spec
-    from dragon.exemplars.collect import build_from_captions, build_from_folder
+    _check_free([target], wanted)
+    found, source = _gather(place, wanted)
+    _write(found, name, source, wanted, target, _words("build", name, place, wanted))
 
-    encoder_name = wanted.encoder or ("mini-shared" if of_text else "mini-codec")
-    encoder = build("encoder", Spec(encoder_name), device=wanted.device)
-    if of_text:
-        source = wanted.source or Path(place).name
-        made = build_from_captions(captions, encoder, name, source=source, licence=wanted.licence)
-    else:
-        made = build_from_folder(
-            place,
-            encoder,
-            name,
-            seconds=wanted.seconds,
-            skip_bad=wanted.skip_bad,
-            source=wanted.source,
-            licence=wanted.licence,
-        )
+
+def _split(arguments: list[str]) -> None:
+    name, place, wanted = _asked("split", SplitExemplars, arguments)
+    names = f"{name}_train", f"{name}_held_out"
+    targets = [Path(wanted.out) / f"{n}.safetensors" for n in names]
+    _check_free(targets, wanted)
+    found, source = _gather(place, wanted)
+    words = _words("split", name, place, wanted)
+    halves = found.split(wanted.held_out, wanted.seed)
+    train, held = (
+        _write(half, n, source, wanted, target, words) for half, n, target in zip(halves, names, targets, strict=True)
+    )
+    print(f"distance between them: {_in_units(train.distance(held), train, held)}")
+
+
+def _asked(action: str, schema: type[Options], arguments: list[str]) -> tuple[str, str, Options]:
+    """Name, source and flags."""
+    usage = f"dragon exemplars {action} NAME SOURCE"
+    if any(word == "--name" or word.startswith("--name=") for word in arguments):
+        raise ConfigError(f"the name of a set stands before its source: {usage} [--encoder NAME ...]")
+    places = 0
+    while places < len(arguments) and not arguments[places].startswith("-"):
+        places += 1
+    helping = any(flag in ("-h", "--help") for flag in arguments)
+    if places != 2 and not helping:
+        given = repr(" ".join(arguments[:places])) if places else "nothing"
+        raise ConfigError(f"{given} given; expected: {usage}, the name of the new set and what it is made of")
+    wanted: Options = parsed(schema, arguments[places:], usage)
+    from dragon.exemplars.gathered import check_name
+
+    name, place = arguments[:2]
+    check_name(name)
+    return name, place, wanted
+
+
+def _check_free(targets: Sequence[Path], wanted: SourceOptions) -> None:
+    taken = [str(target) for target in targets if target.exists()]
+    if taken and not wanted.replace:
+        raise ConfigError(f"{taken[0]!r} exists already; give another --out, or --replace to write over it")
+
+
+def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
+    """Frames of what lies at `place`, and what it is called."""
+    from dragon.exemplars.collect import gather_audio, gather_captions
+
+    found = find(place, of=wanted.of, best=wanted.best, reward=wanted.reward, device=wanted.device)
+    spec = encoder_spec(wanted.encoder or ("mini-shared" if isinstance(found, Captions) else "mini-codec"))
+    if isinstance(found, Captions):
+        return gather_captions(found.texts, spec, repr(place), device=wanted.device), found.source
+
+    def progress(heard: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if heard == found.total else ""
+            print(f"\r  {heard} of {found.total} clips", end=end, file=sys.stderr, flush=True)
+
+    gathered = gather_audio(
+        found.read(),
+        spec,
+        where=place,
+        seconds=wanted.seconds,
+        min_seconds=wanted.min_seconds,
+        skip_bad=wanted.skip_bad,
+        device=wanted.device,
+        progress=progress,
+    )
+    return gathered, found.source
+
+
+def encoder_spec(text: str) -> EncoderSpec:
+    """A name as it is; what starts with a brace is YAML: {name: NAME, options: {...}}."""
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"encoder {text!r} is no YAML ({reason}); expected '{{name: NAME, options: {{...}}}}'"
+        ) from error
+    assert isinstance(found, dict)
+    return found
+
+
+def _words(action: str, name: str, place: str, wanted: SourceOptions) -> list[str]:
+    """The command that makes the set again in its place, but for the encoder."""
+    words = [action, name, place]
+    for field in fields(wanted):
+        value = getattr(wanted, field.name)
+        assert field.default is not MISSING
+        if field.name in _SAID_APART or value == field.default:
+            continue
+        words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+    return words
+
+
+def _write(
+    found: Gathered, name: str, source: str, wanted: SourceOptions, target: Path, words: Sequence[str]
+) -> ExemplarSet:
+    made = found.as_set(
+        name,
+        keep_frames=wanted.keep_frames,
+        source=wanted.source or source,
+        licence=wanted.licence,
+        command=words,
+    )
     made.save(target)
-    what = "captions" if of_text else "clips"
+    what = "captions" if made.modality == "text" else "clips"
     print(f"wrote {target}: {made.count} {what}, {made.frames} frames of {made.encoder}")
+    return made
 
 
-def _captions(place: str) -> list[str]:
-    """The captions of a file: its column `caption`, or else what a prompt file holds."""
-    import csv
-    import io
+def _list() -> None:
     import json
 
-    from dragon.prompts import load_prompts
+    from dragon.exemplars import sets
 
-    path = Path(place)
-    if path.suffix != ".txt" and path.is_file():
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-            if path.suffix == ".csv":
-                rows = list(csv.DictReader(io.StringIO(text, newline="")))
-            else:
-                rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except ValueError as error:
-            raise ConfigError(
-                f"captions {place!r} cannot be read ({error}); expected UTF-8 text, in .jsonl one object a line"
-            ) from error
-        if rows and all(isinstance(row, dict) and "caption" in row for row in rows):
-            return [str(row["caption"] or "") for row in rows]
-    return list(load_prompts(place).prompts)
+    rows = [(path.stem, header) for path, header in sets.headers().items()]
+    rows += [(f"./{path.name}", header) for path, header in sets.headers(".").items()]
+    width = max(len(name) for name, _ in rows)
+    for name, header in rows:
+        what = "captions" if header["modality"] == "text" else "clips"
+        count = json.loads(header["count"])
+        print(f"{name:{width}} {header['encoder']:12} {count:6} {what:9} {header['licence']}  {header['source']}")
+
+
+def _show(name: str) -> None:
+    from dragon.exemplars import sets
+
+    found = sets.load(name)
+    for key in ("name", "version", "modality", "encoder", "encoder_hash", "count", "frames", "size"):
+        _line(key, getattr(found, key))
+    if found.encoder_plugin or found.encoder_options:
+        _line("made by", found.encoder_spec)
+    _line("kept frames", 0 if found.features is None else len(found.features))
+    for key in ("source", "licence", "bandwidth", "self_distance", "spread"):
+        _line(key, getattr(found, key))
+    ranked = sorted((i for i in found.items if i.distance is not None), key=_distance_of)
+    _line("nearest", _items(ranked[:_SHOWN]))
+    _line("farthest", _items(ranked[::-1][:_SHOWN]))
+    for key, value in found.settings.items():
+        _line("heard as" if key == "encoder" else key, value)
+    if found.command:
+        _line("command", f"dragon exemplars {found.command}")
+
+
+def _line(key: str, value: object) -> None:
+    shown = f"{value:.6g}" if isinstance(value, float) else value
+    print(f"{key:14} {shown}")
+
+
+def _distance_of(item: Item) -> float:
+    assert item.distance is not None
+    return item.distance
+
+
+def _items(items: Sequence[Item]) -> str:
+    return ", ".join(f"{i.name} ({_distance_of(i):.4g})" for i in items) or "not kept (a set of an older version)"
+
+
+def _compare(first: str, second: str) -> None:
+    """Frechet and kernel distance of two sets; an error where they are of different encoders."""
+    from dragon.exemplars import sets
+    from dragon.rewards import kernel_distance
+
+    a, b = sets.load(first), sets.load(second)
+    print(f"frechet distance  {_in_units(a.distance(b), a, b)}")
+    if a.features is None or b.features is None:
+        print(
+            f"kernel distance   not known: {(b if a.features is not None else a).name} holds statistics and no frames"
+        )
+        return
+    found = kernel_distance(a.features, b.features, bandwidth=b.bandwidth)
+    print(
+        f"kernel distance   {found.value:.4g}, of {len(a.features)} and {len(b.features)} frames, bandwidth "
+        f"{found.bandwidth:.4g} as in {b.name}; about 0 for two sets of one source"
+    )
+
+
+def _in_units(distance: float, a: ExemplarSet, b: ExemplarSet) -> str:
+    """With the halves' distances as the unit. Chance alone falls as 1 / n, and a half has half of a set's clips: of two
+    sets of one source the distance is half of the unit."""
+    if a.self_distance is None or b.self_distance is None:
+        return f"{distance:.4g}; no unit to tell it from chance (a set of one clip has no halves)"
+    unit = (a.self_distance + b.self_distance) / 2
+    told = f"{distance:.4g}, {distance / unit:.2f} times" if unit > 0 else f"{distance:.4g}, beside"
+    return (
+        f"{told} the distance between two halves of each ({a.self_distance:.4g} and {b.self_distance:.4g}); "
+        "two sets of one source come out near 0.5 times"
+    )

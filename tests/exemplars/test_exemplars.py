@@ -25,12 +25,15 @@ from dragon.exemplars import (
     build_from_captions,
     build_from_folder,
     build_from_media,
+    gather_audio,
     load,
+    read_files,
 )
 from dragon.exemplars import sets as sets_module
 from dragon.exemplars.collect import content_hash
+from dragon.exemplars.sets import headers, load_with_encoder
 from dragon.media import Media
-from dragon.rewards import frechet_distance
+from dragon.rewards import SongFrechet, frechet_distance, per_song_frechet
 from dragon.rewards.kernel import median_distance
 
 RATE = 16_000
@@ -84,6 +87,35 @@ def test_self_distance_is_the_distance_between_two_halves():
     found = build_from_media(media(6), ENCODER, "noise")
     assert found.self_distance == pytest.approx(float(frechet_distance(*halves)), rel=1e-9)
     assert build_from_media(media(1), ENCODER, "noise").self_distance is None
+
+
+def test_every_item_keeps_its_distance_to_the_set():
+    found = build_from_media(media(5), ENCODER, "noise")
+    expected = per_song_frechet(list(ENCODER.embed_media(media(5))), found)
+    np.testing.assert_allclose([i.distance for i in found.items], expected, rtol=1e-9)
+    captions = build_from_captions(CAPTIONS, CentredLetters(), "letters")  # one frame each: a point
+    points = per_song_frechet(list(Letters().embed_text(CAPTIONS)[:, None]), captions)
+    np.testing.assert_allclose([i.distance for i in captions.items], points, rtol=1e-9)
+
+
+def test_the_spread_is_the_root_mean_square_distance_to_the_mean():
+    found = build_from_media(media(5), ENCODER, "noise")
+    frames = ENCODER.embed_media(media(5)).flatten(0, 1).double()
+    squares = (frames - frames.mean(dim=0)).square().sum(dim=1)
+    assert found.spread == pytest.approx(float(squares.sum() / (len(frames) - 1)) ** 0.5, rel=1e-9)
+
+
+def test_two_sets_of_one_source_are_half_a_self_distance_apart():
+    """The excess of an estimated covariance falls as 1 / n: halves of n clips have 2 (2 / n), two sets 2 / n."""
+    ratios = []
+    for seed in range(5):
+        frames = torch.randn(800, 1, 8, generator=torch.Generator().manual_seed(seed)).abs()
+        clips = [Media(half, ("",) * 400, RATE) for half in frames.split(400)]
+        a, b = (build_from_media(half, Plain(), "x") for half in clips)
+        assert a.self_distance is not None and b.self_distance is not None
+        assert a.distance(b) == pytest.approx(b.distance(a), rel=1e-9)
+        ratios.append(2 * a.distance(b) / (a.self_distance + b.self_distance))
+    assert np.mean(ratios) == pytest.approx(0.5, abs=0.1)  # each has a relative sd of about 0.15
 
 
 def test_content_hashes_depend_on_samples_and_rate_only():
@@ -187,11 +219,15 @@ def test_a_file_from_before_frames_and_modality_loads_and_new_files_serve_old_re
     with safe_open(path, framework="pt") as file:
         header = file.metadata()
         assert {"mean", "cov"} <= set(file.keys()) and json.loads(header["version"]) == 1
-    del header["modality"]
+    for key in ("modality", "encoder_plugin", "encoder_options", "item_distances", "command"):
+        del header[key]
+    # older programs make an Item of each of these as it stands
+    assert all(set(item) == {"name", "content_hash", "frames"} for item in json.loads(header["items"]))
     old = {"mean": made.mean, "cov": made.cov}
     save_file(old, tmp_path / "old.safetensors", metadata=header)
     back = load(tmp_path / "old.safetensors")
     assert back.features is None and back.modality == "audio" and torch.equal(back.mean, made.mean)
+    assert [i.distance for i in back.items] == [None] * 4 and back.encoder_spec == {"name": "spectral", "options": {}}
     assert load("mini_disco").features is None  # a shipped file of that kind
 
 
@@ -211,8 +247,23 @@ def test_shipped_sets_are_found_by_name(tmp_path: Path, monkeypatch):
     build_from_media(media(2), ENCODER, "waltz").save(tmp_path / "waltz.safetensors")
     assert available() == ["waltz"]
     assert load("waltz").name == "waltz"
-    with pytest.raises(ConfigError, match="no exemplar set 'walz'; shipped: waltz;"):
+    with pytest.raises(ConfigError, match="no exemplar set 'walz'; shipped: waltz;.*build walz FOLDER_OF_AUDIO"):
         load("walz")
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    Path("walz.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"named by its path: ./walz.safetensors; that file is here"):
+        load("walz")
+
+
+def test_sets_in_a_folder_are_told_from_other_files(tmp_path: Path):
+    build_from_media(media(2), ENCODER, "waltz").save(tmp_path / "b.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"no")
+    found = headers(tmp_path)
+    assert [path.name for path in found] == ["b.safetensors"]
+    assert next(iter(found.values()))["encoder"] == "spectral"
+    assert {path.stem for path in headers()} == set(available())
 
 
 @pytest.mark.parametrize("name", available())
@@ -220,6 +271,12 @@ def test_every_shipped_set_is_whole(name: str):
     found = load(name)
     assert found.name == name and found.licence and found.source and found.count > 1
     assert found.gaussian().trace > 0
+
+
+def test_shipped_sets_serve_the_encoders_they_name():
+    for name, encoder in (("mini_disco", "mini-codec"), ("mini_disco_text", "mini-shared"), ("mini_music_clap", None)):
+        found, ears = load_with_encoder(name, encoder, "cpu")
+        assert ears.fingerprint == found.encoder_hash
 
 
 # ---- the encoder
@@ -232,7 +289,53 @@ def test_only_the_encoder_that_made_a_set_is_accepted():
         made.check_encoder(Spectral(bands=8, hop=512))
     message = str(caught.value)
     assert "'noise'" in message and ENCODER.fingerprint in message and Spectral(bands=8, hop=512).fingerprint in message
-    assert "rebuild with: dragon exemplars build" in message and "--encoder spectral" in message
+    assert "rebuild with: dragon exemplars build noise FOLDER_OF_AUDIO --encoder spectral --replace" in message
+    assert ": hop 1024 in the set, 512 now; with your options, as --encoder '{name: spectral, options:" in message
+
+
+def test_a_set_makes_its_encoder_again_with_its_options(tmp_path: Path, monkeypatch):
+    spec = {"name": "spectral", "options": {"bands": 8, "hop": 512, "device": "cpu"}}
+    made = build_from_media(media(2), spec, "noise")
+    assert made.encoder_spec == {"name": "spectral", "options": {"bands": 8, "hop": 512}}  # wherever it runs
+    found = load(made.save(tmp_path / "noise.safetensors"))
+    for encoder in (None, "spectral", spec, Spectral(bands=8, hop=512)):
+        assert load_with_encoder(found, encoder, "cpu")[1] == Spectral(bands=8, hop=512)
+    assert SongFrechet(found).encoder == Spectral(bands=8, hop=512)
+
+    (tmp_path / "ears.py").write_text("from dragon.encoders.spectral import Spectral\n\nclass Ears(Spectral): pass\n")
+    monkeypatch.chdir(tmp_path)
+    own = build_from_media(media(2), "ears.py:Ears", "own")
+    assert (own.encoder, own.encoder_plugin) == ("spectral", "ears.py:Ears")
+    assert type(load_with_encoder(own, None, "cpu")[1]).__name__ == "Ears"
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ConfigError, match="exemplars 'own': their encoder ears.py:Ears cannot be made again"):
+        load_with_encoder(own, None, "cpu")
+
+
+def test_another_rate_is_refused_with_the_command_that_rebuilds_the_set():
+    made = build_from_media(media(2), {"name": "spectral", "options": {"bands": 8}}, "noise")
+    other = {"name": "spectral", "options": {"bands": 8, "rate": 8000}}
+    with pytest.raises(ConfigError, match="rate 16000 in the set, 8000 now; rebuild with") as caught:
+        load_with_encoder(made, other, "cpu")
+    assert str(caught.value).endswith(
+        "build noise FOLDER_OF_AUDIO --encoder '{name: spectral, options: {bands: 8, rate: 8000}}' --replace"
+    )
+
+
+def test_encoder_options_that_no_file_can_keep_are_refused(tmp_path: Path, monkeypatch):
+    (tmp_path / "ears2.py").write_text(
+        "from dragon.encoders.spectral import Spectral\n\ndef ears(thing):\n    return Spectral()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be kept in a set"):
+        build_from_media(media(2), {"name": "ears2.py:ears", "options": {"thing": object()}}, "noise")
+
+
+def test_sets_of_different_encoders_have_no_distance():
+    a = build_from_media(media(2), {"name": "spectral", "options": {"bands": 8}}, "a")
+    b = build_from_media(media(2), {"name": "spectral", "options": {"bands": 9}}, "b")
+    with pytest.raises(ConfigError, match=r"'a' were embedded .* 'b' with .* build b .*\{bands: 8\}.* --replace"):
+        a.distance(b)
 
 
 def test_an_encoder_that_makes_nan_stops_the_build():
@@ -265,6 +368,27 @@ def test_a_long_file_is_cut_into_windows(tmp_path: Path):
     expected = ENCODER.embed_media(Media(cut, ("a", "b", "c"), RATE)).flatten(0, 1).double()
     assert found.frames == len(expected) and found.count == 1
     torch.testing.assert_close(found.mean, expected.mean(dim=0), rtol=1e-6, atol=0)
+
+
+def test_clips_below_the_encoders_rate_are_warned_of(folder: Path):
+    audio.save(folder / "low.wav", Audio(clip(2).samples, 8000))
+    with pytest.warns(UserWarning, match=r"hears 16000 Hz .*1 of 4 at 8000 Hz.* same rate"):
+        found = build_from_folder(folder, ENCODER, "music")
+    assert found.settings["rates"] == [8000, 16000]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_from_folder(folder, Spectral(bands=8, rate=8000), "music")
+
+
+def test_files_are_named_below_their_root_and_by_their_own_name_elsewhere(folder: Path):
+    audio.save(folder.parent / "out.wav", clip(1.5, 9))
+    paths = [folder / "b.wav", folder / ".." / "out.wav", folder.parent / "out.wav", folder / "gone.wav"]
+    heard: list[int] = []
+    with pytest.raises(AudioError, match="1 of 4 audio files in here .*\\n  gone.wav: .*no such file"):
+        gather_audio(read_files(paths, folder), ENCODER, where="here", progress=heard.append)
+    assert heard == [1, 2, 3, 4]
+    found = gather_audio(read_files(paths[:3], folder), ENCODER, where="here")
+    assert [item.name for item in found.items] == ["b.wav", "out.wav", "out.wav"]
 
 
 def test_every_bad_file_is_listed_with_its_reason_and_nothing_is_built(folder: Path):
@@ -323,6 +447,15 @@ class Letters:
         return torch.tensor([[float(prompt.count(letter)) for letter in "abcd"] for prompt in prompts])
 
 
+class Plain(Letters):
+    """Hears what it is given: (b, 1, t) -> one frame."""
+
+    def embed_media(self, media: Media) -> torch.Tensor:
+        return media.tensor
+
+    features = 8
+
+
 class CentredLetters(Letters):
     gap = torch.tensor([1.0, 0.0, 0.0, 0.0])
 
@@ -341,7 +474,7 @@ def test_captions_give_the_statistics_of_their_embeddings(tmp_path: Path):
     assert made.features is not None and torch.equal(made.features, rows.float())
     back = load(made.save(tmp_path / "letters.safetensors"))
     assert back.modality == "text" and back.items == made.items
-    with pytest.raises(ConfigError, match="dragon exemplars build CAPTIONS.txt --name letters"):
+    with pytest.raises(ConfigError, match="dragon exemplars build letters CAPTIONS.txt"):
         made.check_encoder(ENCODER)
 
 

@@ -406,7 +406,7 @@ def test_the_rewards_score_does_not_depend_on_the_batch():
 def test_the_encoder_named_in_the_set_is_the_default_and_another_is_refused():
     exemplars = build_from_media(clips(8, 0), Spectral(), "noise")
     assert SongFrechet(exemplars).encoder == Spectral()
-    with pytest.raises(ConfigError, match="dragon exemplars build .* --name noise --encoder spectral"):
+    with pytest.raises(ConfigError, match="dragon exemplars build noise .* --encoder spectral"):
         SongFrechet(exemplars, Spectral(hop=512))
 
 

@@ -295,7 +295,7 @@ def test_figures_tell_how_much_of_the_credit_lies_along_the_modality_gap():
 
 def test_a_set_without_frames_is_refused_with_the_command_that_rebuilds_it():
     with pytest.raises(
-        ConfigError, match="'noise' hold statistics .* dragon exemplars build .* --name noise --encoder spectral"
+        ConfigError, match="'noise' hold statistics .* dragon exemplars build noise .* --encoder spectral"
     ):
         SetKernel(exemplars(features=None), ENCODER)
 
