@@ -31,6 +31,16 @@ ROWS = (
         {"credit.name": "leave_one_out", "credit.options": "{}"},
     ),
     Row("set_fad_swap", "dataset FAD, swap search", "mini_set_fad", "set_frechet", {"contrast.name": "swap"}),
+    Row(
+        "set_fad_clap",
+        "dataset FAD + CLAP",
+        "mini_set_fad",
+        "set_frechet",
+        {
+            "rewards": "[{name: set_frechet, options: {exemplars: mini_disco}}, "
+            "{name: clap_score, options: {name: clap_trained}}]"  # the plain name is the watched one's
+        },
+    ),
     Row("song_fad", "per-song FAD", "mini_set_fad", "song_frechet", _set("song_frechet", "mini_disco")),
     Row(
         "set_shared",
