@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dragon.build import Run, build_run
     from dragon.config import TrainConfig, load
     from dragon.errors import DragonError
+    from dragon.measure import score
     from dragon.media import Cond, Generation, Media
     from dragon.prompts import PromptSet, load_prompts
     from dragon.registry import register
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Cond": "dragon.media",
     "Generation": "dragon.media",
     "register": "dragon.registry",
+    "score": "dragon.measure",
     "PromptSet": "dragon.prompts",
     "load_prompts": "dragon.prompts",
     "TrainConfig": "dragon.config",
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "load_prompts",
     "register",
+    "score",
     "train",
 ]
 

@@ -18,7 +18,10 @@ COMMANDS = {
     "train": "Tune a model toward rewards: dragon train CONFIG.yaml [--key value ...]",
     "sample": "Hear a model: dragon sample RUN|POLICY --prompt TEXT ...",
     "evaluate": "Measure a run's tuned weights again: dragon evaluate RUN [--evaluation.prompts 64 ...]",
-    "exemplars": "Reference sets of audio or captions: dragon exemplars build FOLDER|CAPTIONS | list | show NAME",
+    "score": "Measure folders of audio: dragon score FOLDER... --exemplars FOLDER|SET [--metrics fad kad ...]",
+    "exemplars": "Reference sets of audio or captions: dragon exemplars build|split|list|show|compare ...",
+    "check": "Does a reward keep its contract? dragon check NAME|module:Name|file.py:Name [--options YAML]",
+    "aesthetics": "Learn what people like from ratings or votes: dragon aesthetics fit RATINGS.csv | show HEAD",
     "plugins": "List policies, rewards, encoders, contrasts and objectives by name: dragon plugins [KIND]",
 }
 """Name -> what it is for; `run` of dragon/commands/NAME.py does it."""

@@ -164,6 +164,12 @@ def _import_module(kind: str, name: str) -> ModuleType:
         return importlib.import_module(name)
     except DragonError:
         raise
+    except ModuleNotFoundError as error:
+        # a module beside the user: an installed command, unlike `python -m`, does not look there
+        file = Path(name.replace(".", "/") + ".py")
+        if error.name == name.split(".")[0] and file.is_file():
+            return _import_file(kind, str(file))
+        raise PluginError(f"{kind} module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     except Exception as error:  # a plug-in's own fault, which its author must read; never swallowed
         raise PluginError(f"{kind} module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 

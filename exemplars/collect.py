@@ -31,7 +31,6 @@ Clip = tuple[str, audio.Audio | AudioError]
 Progress = Callable[[int], None]
 """Called with the number of files heard so far."""
 
-WINDOW_SECONDS = 5.12  # a clip of the built-in model
 MIN_SECONDS = 1.0
 
 _CAPTION_LETTERS = 60  # of a caption that are kept as its item's name
@@ -43,7 +42,7 @@ def build_from_folder(
     encoder: EncoderSpec,
     name: str,
     *,
-    seconds: float = WINDOW_SECONDS,
+    seconds: float | None = None,
     min_seconds: float = MIN_SECONDS,
     skip_bad: bool = False,
     keep_frames: int = KEEP_FRAMES,
@@ -130,24 +129,25 @@ def gather_audio(
     encoder: EncoderSpec,
     *,
     where: str,
-    seconds: float = WINDOW_SECONDS,
+    seconds: float | None = None,
     min_seconds: float = MIN_SECONDS,
     skip_bad: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Gathered:
-    """Frames of clips, each cut into windows; one clip in memory at a time.
+    """Frames of clips; one clip in memory at a time.
 
-    where: what an error calls their place. seconds: clips are cut into consecutive windows of this length; a rest of
-    half a window or more gives one window that ends with the clip, a shorter rest is left out; a clip shorter than one
-    window is used as it is. min_seconds: shorter clips are bad. device: where a named encoder runs. Clips of a lower
+    where: what an error calls their place. seconds: None: the encoder hears clips whole and cuts them by its own rule,
+    as it does where clips are scored; else they are cut before it into consecutive pieces of this length; a rest of
+    half a piece or more gives one that ends with the clip, a shorter rest is left out; a clip shorter than one piece
+    is used as it is. min_seconds: shorter clips are bad. device: where a named encoder runs. Clips of a lower
     rate than the encoder's are warned of, since they lack the top of what it hears.
 
     Raises:
         AudioError: clips that are unreadable, silent, too short or hold NaN: all of them, each with its reason. With
         `skip_bad` only if nothing is left.
     """
-    if not (seconds > 0 and min_seconds > 0):
+    if not ((seconds is None or seconds > 0) and min_seconds > 0):
         raise ConfigError(f"seconds {seconds}, min_seconds {min_seconds}; expected both above 0")
     ears = Ears.of(encoder, device)
     bad: list[str] = []
@@ -164,7 +164,7 @@ def gather_audio(
         except AudioError as error:
             bad.append(str(error) if str(error).startswith(label) else f"{label}: {error}")
             continue
-        found = torch.cat([_embed_rows(ears.encoder, m).flatten(0, 1) for m in _windows(clip, seconds, label)])
+        found = torch.cat([_embed_rows(ears.encoder, m).flatten(0, 1) for m in _pieces(clip, seconds, label)])
         items.append(Item(label, content_hash(clip.samples, clip.rate), len(found)))
         frames.append(found)
         rates[clip.rate] = rates.get(clip.rate, 0) + 1
@@ -175,9 +175,7 @@ def gather_audio(
         raise AudioError(f"{len(bad)} of {total} audio files in {where} cannot be exemplars; {step}:\n{listed}")
     _warn_of_low_rates(ears.encoder, rates)
     settings = {
-        "seconds": seconds,
-        "hop_seconds": seconds,
-        "tail": "a rest of at least half a window: one window that ends with the file",
+        "seconds": "whole clips" if seconds is None else seconds,
         "min_seconds": min_seconds,
         "rates": sorted(rates),
         "resampler": "soxr HQ",
@@ -247,9 +245,9 @@ def _text_hash(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _windows(clip: audio.Audio, seconds: float, label: str) -> Iterable[Media]:
+def _pieces(clip: audio.Audio, seconds: float | None, label: str) -> Iterable[Media]:
     """Batches of windows of one length (or the whole clip, where it is shorter)."""
-    length = max(1, round(seconds * clip.rate))
+    length = clip.samples.shape[1] if seconds is None else max(1, round(seconds * clip.rate))
     total = clip.samples.shape[1]
     starts = list(range(0, total - length + 1, length)) or [0]
     rest = total - starts[-1] - length

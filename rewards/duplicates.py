@@ -43,7 +43,7 @@ class DuplicatesResult:
         return self.value
 
 
-def duplicates(embeddings: Features, threshold: float = THRESHOLD) -> DuplicatesResult:
+def duplicate_share(embeddings: Features, threshold: float = THRESHOLD) -> DuplicatesResult:
     """The nearest other clip of each of (n, d) embeddings, n >= 2, and how many have one at `threshold` or nearer.
 
     Cost O(n^2 d), in blocks of rows.
@@ -52,7 +52,7 @@ def duplicates(embeddings: Features, threshold: float = THRESHOLD) -> Duplicates
         ConfigError: a threshold outside (-1, 1]. ShapeError: not (n, d), fewer than two rows, or a row of zeros.
         NotFinite: NaN or infinity, with the row.
 
-    >>> float(duplicates(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])))
+    >>> float(duplicate_share(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])))
     0.5
     """
     _check_threshold(threshold)

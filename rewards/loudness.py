@@ -23,7 +23,7 @@ _WEIGHTS = {1: (1.0,), 2: (1.0, 1.0), 3: (1.0, 1.0, 1.0), 5: (1.0, 1.0, 1.0, 1.4
 _LOWEST_RATE = 4000  # the shelf lies at 1.7 kHz
 
 
-def loudness(audio: Audio) -> float:
+def integrated_loudness(audio: Audio) -> float:
     """LUFS of the whole clip; -inf if all of it is below the absolute gate of -70 LUFS.
 
     Channels are L, R, C, Ls, Rs. A clip shorter than one block is one block.

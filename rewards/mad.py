@@ -41,7 +41,7 @@ class MadResult:
         return self.value
 
 
-def mad(generated: Features, reference: Features) -> MadResult:
+def mauve_audio_divergence(generated: Features, reference: Features) -> MadResult:
     """MAD of (n, d) and (m, d) clip embeddings, at least 20 rows each. Takes seconds; some thousand rows give a number
     that is worth comparing.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dragon.audio import Audio, check_finite, to_audio
 from dragon.errors import AudioError, ConfigError, NotFinite
 from dragon.media import Media
-from dragon.rewards.loudness import loudness
+from dragon.rewards.loudness import integrated_loudness
 
 _STRETCH = 0.05  # seconds
 _SILENT = 1e-3  # root mean square of a silent stretch: -60 dB of full scale
@@ -87,14 +87,14 @@ def audio_sanity(audio: Audio, limits: Limits | None = None) -> SanityResult:
     """The faults of one clip.
 
     Raises:
-        AudioError: empty, or as `dragon.rewards.loudness.loudness`. NotFinite: NaN or infinity.
+        AudioError: empty, or as `dragon.rewards.loudness.integrated_loudness`. NotFinite: NaN or infinity.
     """
     limits = Limits() if limits is None else limits
     if audio.samples.size == 0:
         raise AudioError(f"clip of samples {audio.samples.shape} is empty; expected (channels, samples)")
     if not np.isfinite(audio.samples).all():
         raise NotFinite("clip holds NaN or infinity; find the part that made it")
-    level, quiet = loudness(audio), silent_share(audio)
+    level, quiet = integrated_loudness(audio), silent_share(audio)
     clipped, offset = clipped_share(audio), float(np.abs(audio.samples.mean(axis=1, dtype=np.float64)).max())
     measured = {
         "quiet": level,

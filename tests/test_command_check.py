@@ -46,7 +46,6 @@ class Spread:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(cli.COMMANDS, "check", "Check a reward")
     return tmp_path
 
 

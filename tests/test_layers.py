@@ -12,21 +12,9 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "runfolder", "samples", "measure"),
+    ("run", "runfolder", "samples", "measure", "aesthetics"),
     ("build", "config", "loading", "prompts"),
-    (
-        "trainer",
-        "scoring",
-        "learner",
-        "checkpoint",
-        "track",
-        "evaluate",
-        "collect",
-        "intervals",
-        "report",
-        "testing",
-        "aesthetics",
-    ),
+    ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dragon.commands.arguments import parsed, positional
-from dragon.commands.exemplars import encoder_spec
+from dragon.commands.arguments import parsed, plugin_spec, positional
+from dragon.commands.progress import PassProgress
 from dragon.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _fit(arguments: list[str]) -> None:
         raise ConfigError(f"--out {wanted.out}: expected a name that ends in .safetensors")
     if target.exists() and not wanted.replace:
         raise ConfigError(f"{str(target)!r} exists already; give another --out, or --replace")
-    spec = encoder_spec(wanted.encoder)
+    spec = plugin_spec(wanted.encoder)
 
     from dragon import aesthetics
     from dragon.aesthetics.fit import check_sizes
@@ -109,17 +109,16 @@ def _embedded(
     from dragon.measure.store import EmbeddingStore, default_folder
 
     kept = {"none": None, "default": default_folder()}.get(wanted.cache, wanted.cache)
-    (found,) = embed_folder(
-        paths,
-        [encoder],
-        store=EmbeddingStore(kept),
-        skip_bad=True,  # to name them by their lines
-        min_seconds=wanted.min_seconds,
-        batch=wanted.batch,
-        progress=_tell if sys.stderr.isatty() else None,
-    )
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    with PassProgress() as progress:
+        (found,) = embed_folder(
+            paths,
+            [encoder],
+            store=EmbeddingStore(kept),
+            skip_bad=True,  # to name them by their lines
+            min_seconds=wanted.min_seconds,
+            batch=wanted.batch,
+            progress=partial(progress, "embedding"),
+        )
     row = {clip.name: i for i, clip in enumerate(find_clips(paths))}
     bad = [row[one.name] for one in found.bad]
     reasons = [f"{opinions.files[i]}: {one.reason}" for i, one in zip(bad, found.bad, strict=True)]
@@ -136,12 +135,6 @@ def _embedded(
     import numpy as np
 
     return left, np.stack([vectors[path_of[name]] for name in left.files]), notes
-
-
-def _tell(done: int, total: int, rate: float, left: float) -> None:
-    minutes, seconds = divmod(round(left), 60)
-    text = f"\r\x1b[K  {done} of {total} clips, {rate:.1f} a second, {minutes}:{seconds:02d} left"
-    print(text, end="", file=sys.stderr, flush=True)
 
 
 def _show(place: str) -> None:

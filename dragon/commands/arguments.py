@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from dragon.errors import ConfigError
@@ -65,3 +66,19 @@ def _flags_of_bools(flags: list[str]) -> list[str]:
         if flags[place + 1 : place + 2] in (["false"], ["False"]):
             return [*flags[:place], "--no_dry_run", *flags[place + 2 :]]
     return flags
+
+
+def plugin_spec(text: str) -> str | Mapping[str, object]:
+    """A plug-in's name as it is; what starts with a brace is YAML of a name with options."""
+    if not text.lstrip().startswith("{"):
+        return text
+    import yaml
+
+    expected = "expected a name, or '{name: NAME, options: {KEY: VALUE}}'"
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not YAML ({' '.join(str(error).split())}); {expected}") from error
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{text!r}; {expected}")
+    return found

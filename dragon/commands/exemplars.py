@@ -8,12 +8,11 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from dragon.commands.arguments import parsed
+from dragon.commands.arguments import parsed, plugin_spec
 from dragon.commands.sources import Captions, Which, find
 from dragon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dragon.encoders.lookup import EncoderSpec
     from dragon.exemplars import ExemplarSet, Gathered, Item
 
 USAGE = (
@@ -31,8 +30,8 @@ class SourceOptions:
     encoder: str = ""
     """Whose frames: a name, module:Name, or '{name: NAME, options: {...}}'; default: mini-codec for audio, mini-shared
     for captions."""
-    seconds: float = 5.12
-    """Clips are cut into windows of this length."""
+    seconds: float | None = None
+    """Clips are cut into pieces of this length first; default: the encoder hears them whole and cuts by itself."""
     min_seconds: float = 1.0
     """Shorter clips are bad."""
     skip_bad: bool = False
@@ -149,7 +148,7 @@ def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
     from dragon.exemplars.collect import gather_audio, gather_captions
 
     found = find(place, of=wanted.of, best=wanted.best, reward=wanted.reward, device=wanted.device)
-    spec = encoder_spec(wanted.encoder or ("mini-shared" if isinstance(found, Captions) else "mini-codec"))
+    spec = plugin_spec(wanted.encoder or ("mini-shared" if isinstance(found, Captions) else "mini-codec"))
     if isinstance(found, Captions):
         return gather_captions(found.texts, spec, repr(place), device=wanted.device), found.source
 
@@ -169,23 +168,6 @@ def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
         progress=progress,
     )
     return gathered, found.source
-
-
-def encoder_spec(text: str) -> EncoderSpec:
-    """A name as it is; what starts with a brace is YAML: {name: NAME, options: {...}}."""
-    if not text.lstrip().startswith("{"):
-        return text
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"encoder {text!r} is no YAML ({reason}); expected '{{name: NAME, options: {{...}}}}'"
-        ) from error
-    assert isinstance(found, dict)
-    return found
 
 
 def _words(action: str, name: str, place: str, wanted: SourceOptions) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a command that measures a tuned model shows: how far it is, and the table of its result."""
+"""What long commands show: how far they are, and the table of an evaluation."""
 
 from __future__ import annotations
 
@@ -58,3 +58,23 @@ def print_evaluation(result: Any, folder: Path) -> None:
     print(f"listen:  {page if page.exists() else folder / 'samples'}")
     print(f"numbers: {folder / 'evaluation.json'}")
     print(f"weights: {folder / 'final'}")
+
+
+class PassProgress:
+    """One line on a terminal that tells how far the pass is, how fast, and how long it will take."""
+
+    def __enter__(self) -> PassProgress:
+        self._open = False
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._open:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, stage: str, done: int, total: int, rate: float, left: float) -> None:
+        if not sys.stderr.isatty():
+            return
+        minutes, seconds = divmod(round(left), 60)
+        text = f"  {stage}: {done} of {total} clips, {rate:.1f} a second, {minutes}:{seconds:02d} left"
+        print(f"\r\x1b[K{text[:110]}", end="", file=sys.stderr, flush=True)
+        self._open = True

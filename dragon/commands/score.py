@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dragon.commands.arguments import parsed
+from dragon.commands.arguments import parsed, plugin_spec
+from dragon.commands.progress import PassProgress
 from dragon.errors import ConfigError
 
 USAGE = "dragon score FOLDER... [--exemplars FOLDER|SET ...] [--metrics NAME ...] [--encoder NAME ...]"
@@ -59,12 +59,12 @@ def run(arguments: list[str]) -> None:
     from dragon.measure import score
 
     try:
-        with _Progress() as progress:
+        with PassProgress() as progress:
             result = score(
                 generated,
                 list(wanted.exemplars),
-                [_spec(text) for text in wanted.metrics] or None,
-                encoder=[_spec(text) for text in wanted.encoder] or None,
+                [plugin_spec(text) for text in wanted.metrics] or None,
+                encoder=[plugin_spec(text) for text in wanted.encoder] or None,
                 captions=wanted.captions or None,
                 skip_bad=wanted.skip_bad,
                 min_seconds=wanted.min_seconds,
@@ -90,23 +90,6 @@ def run(arguments: list[str]) -> None:
             print(f"wrote {write(place)}")
 
 
-def _spec(text: str) -> str | Mapping[str, object]:
-    """A name as it is; YAML of a name with options as a mapping."""
-    if not text.lstrip().startswith("{"):
-        return text
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{text!r} is not YAML ({error}); expected {{name: NAME, options: {{KEY: VALUE}}}}"
-        ) from error
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{text!r}; expected a name, or {{name: NAME, options: {{KEY: VALUE}}}}")
-    return found
-
-
 def _check_outputs(places: Mapping[str, tuple[str, str]]) -> None:
     """Before an hour of embedding, not after."""
     for flag, (place, suffix) in places.items():
@@ -114,23 +97,3 @@ def _check_outputs(places: Mapping[str, tuple[str, str]]) -> None:
             raise ConfigError(f"--{flag} {place}: expected a name that ends in {suffix}")
         if place and Path(place).is_dir():
             raise ConfigError(f"--{flag} {place} is a folder; expected a file to write")
-
-
-class _Progress:
-    """One line on a terminal that tells how far the pass is, how fast, and how long it will take."""
-
-    def __enter__(self) -> _Progress:
-        self._open = False
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._open:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-    def __call__(self, stage: str, done: int, total: int, rate: float, left: float) -> None:
-        if not sys.stderr.isatty():
-            return
-        minutes, seconds = divmod(round(left), 60)
-        text = f"  {stage}: {done} of {total} clips, {rate:.1f} a second, {minutes}:{seconds:02d} left"
-        print(f"\r\x1b[K{text[:110]}", end="", file=sys.stderr, flush=True)
-        self._open = True

@@ -97,8 +97,12 @@ class WindowedClap:
 
     def embed_clips(self, media: Media) -> Tensor:
         """(b, f): the mean direction of the windows."""
-        found = window_rule.clips_of_windows(self._wave(media), self._windows, self._embed)
-        return window_rule.checked(found, media, self.name)
+        return self.embed_both(media)[1]
+
+    def embed_both(self, media: Media) -> tuple[Tensor, Tensor]:
+        """(b, s, f) and (b, f): the same by one run of the network."""
+        frames = self.embed_media(media)
+        return frames, torch.nn.functional.normalize(frames.mean(dim=1), dim=-1)
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
         distinct = list(dict.fromkeys(prompts))  # k samples share a prompt: embed it once

@@ -8,7 +8,6 @@ from dragon import registry
 from dragon.errors import PluginError
 from dragon.protocols import Encoder, JointEncoder
 
-
 EncoderSpec = str | Mapping[str, object] | Encoder
 """A registered name or module:Name; {"name": ..., "options": {...}}, as in a configuration; or an encoder."""
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from dragon.measure.result import ScoreResult, Value
-from dragon.measure.score import score
+from dragon.measure.scores import score
 
 __all__ = ["ScoreResult", "Value", "score"]

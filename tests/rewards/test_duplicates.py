@@ -10,7 +10,7 @@ from dragon.encoders.spectral import Spectral
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.media import Media
 from dragon.rewards import duplicates as module
-from dragon.rewards.duplicates import Duplicates, duplicates
+from dragon.rewards.duplicates import Duplicates, duplicate_share
 from dragon.testing import check_reward
 
 
@@ -30,39 +30,39 @@ def by_double_loop(rows: np.ndarray, threshold: float) -> float:
 
 
 def test_copies_are_found_and_their_share_is_counted():
-    found = duplicates(table(), threshold=0.999)
+    found = duplicate_share(table(), threshold=0.999)
     assert float(found) == 5 / 40  # rows 0, -1, -2 and 5, -3
     assert found.twins[5] == 37 and found.twins[37] == 5 and found.twins[0] in (38, 39)
     assert found.cosines[0] == pytest.approx(1, abs=1e-12) and (found.n, found.d) == (40, 12)
 
 
 def test_none_and_all():
-    assert float(duplicates(np.eye(5))) == 0
-    assert float(duplicates(np.ones((5, 3)))) == 1
-    assert float(duplicates(np.eye(5), threshold=0.0)) == 1  # right angles reach a threshold of 0
+    assert float(duplicate_share(np.eye(5))) == 0
+    assert float(duplicate_share(np.ones((5, 3)))) == 1
+    assert float(duplicate_share(np.eye(5), threshold=0.0)) == 1  # right angles reach a threshold of 0
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.3, 0.7, 0.999, 1.0])
 def test_it_equals_the_double_loop_in_any_blocks(threshold: float, monkeypatch: pytest.MonkeyPatch):
     rows = table()
     expected = by_double_loop(rows, threshold)
-    assert float(duplicates(rows, threshold)) == pytest.approx(expected, abs=1e-15)
+    assert float(duplicate_share(rows, threshold)) == pytest.approx(expected, abs=1e-15)
     monkeypatch.setattr(module, "_BLOCK_NUMBERS", 7 * len(rows))
-    assert float(duplicates(torch.from_numpy(rows), threshold)) == pytest.approx(expected, abs=1e-15)
+    assert float(duplicate_share(torch.from_numpy(rows), threshold)) == pytest.approx(expected, abs=1e-15)
 
 
 def test_scale_and_order_change_nothing_and_a_copy_only_adds():
     rows = table()
-    share = float(duplicates(rows))
-    assert float(duplicates(rows[::-1].copy() * 100)) == share
-    assert float(duplicates(np.concatenate([rows, rows[10:11]]))) == pytest.approx((share * 40 + 2) / 41)
+    share = float(duplicate_share(rows))
+    assert float(duplicate_share(rows[::-1].copy() * 100)) == share
+    assert float(duplicate_share(np.concatenate([rows, rows[10:11]]))) == pytest.approx((share * 40 + 2) / 41)
 
 
 def test_the_reward_of_a_set_is_minus_the_metric_of_its_members():
     features = torch.nn.functional.normalize(torch.from_numpy(table()), dim=1)[:, None]
     members = torch.stack([torch.randperm(40, generator=torch.Generator().manual_seed(i))[:9] for i in range(50)])
     reward = Duplicates(Spectral(bands=8), threshold=0.9)
-    expected = [-float(duplicates(features[m, 0], 0.9)) for m in members]
+    expected = [-float(duplicate_share(features[m, 0], 0.9)) for m in members]
     assert reward.score_sets(features, members).tolist() == expected
     assert min(expected) < 0
     twice = torch.tensor([[1, 1, 2, 3], [1, 2, 3, 4]])  # a row named twice is its own twin
@@ -93,14 +93,14 @@ def test_a_mini_encoder_hears_a_copy_and_not_another_clip():
 
 def test_what_has_no_cosine_is_refused():
     with pytest.raises(ConfigError, match=r"threshold is 1.5; expected a cosine above -1, at most 1"):
-        duplicates(np.eye(3), 1.5)
+        duplicate_share(np.eye(3), 1.5)
     with pytest.raises(ConfigError, match="threshold is nan"):
         Duplicates(Spectral(), float("nan"))
     with pytest.raises(ShapeError, match="expected at least 2"):
-        duplicates(np.ones((1, 3)))
+        duplicate_share(np.ones((1, 3)))
     with pytest.raises(ShapeError, match="row 1 is all zeros"):
-        duplicates(np.array([[1.0, 0.0], [0.0, 0.0]]))
+        duplicate_share(np.array([[1.0, 0.0], [0.0, 0.0]]))
     with pytest.raises(NotFinite, match="row 0"):
-        duplicates(np.full((2, 2), np.nan))
+        duplicate_share(np.full((2, 2), np.nan))
     with pytest.raises(ShapeError, match="expected .clips, 1, features."):
         Duplicates(Spectral()).score_sets(torch.zeros(3, 2, 4), torch.tensor([[0, 1]]))

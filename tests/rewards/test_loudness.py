@@ -11,7 +11,7 @@ import torchaudio
 
 from dragon.audio import Audio
 from dragon.errors import AudioError, NotFinite
-from dragon.rewards.loudness import k_weighting, loudness
+from dragon.rewards.loudness import integrated_loudness, k_weighting
 
 
 def sine(level: float = 1.0, rate: int = 48_000, seconds: float = 2.0, channels: int = 1) -> Audio:
@@ -32,47 +32,51 @@ def test_the_filters_at_48_kHz_are_the_standards():
 
 def test_a_full_scale_sine_is_minus_3_01_and_every_factor_of_ten_is_20_less():
     """997 Hz in one channel: -3.01 LKFS (BS.1770-4, annex 1); in both channels twice the power, 3.01 dB more."""
-    assert loudness(sine()) == pytest.approx(-3.01, abs=0.005)
-    assert loudness(sine(0.1)) == pytest.approx(loudness(sine()) - 20, abs=1e-4)
-    assert loudness(sine(channels=2)) == pytest.approx(loudness(sine()) + 10 * math.log10(2), abs=1e-6)
-    assert loudness(sine(channels=5)) == pytest.approx(loudness(sine()) + 10 * math.log10(3 + 2 * 1.41), abs=1e-6)
+    assert integrated_loudness(sine()) == pytest.approx(-3.01, abs=0.005)
+    assert integrated_loudness(sine(0.1)) == pytest.approx(integrated_loudness(sine()) - 20, abs=1e-4)
+    assert integrated_loudness(sine(channels=2)) == pytest.approx(
+        integrated_loudness(sine()) + 10 * math.log10(2), abs=1e-6
+    )
+    assert integrated_loudness(sine(channels=5)) == pytest.approx(
+        integrated_loudness(sine()) + 10 * math.log10(3 + 2 * 1.41), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 32_000, 44_100, 96_000])
 def test_it_depends_little_on_the_rate(rate: int):
     # the shelf's corner is exact at every rate and its skirt warped: .03 dB at 997 Hz
-    assert loudness(sine(rate=rate)) == pytest.approx(-3.01, abs=0.05)
+    assert integrated_loudness(sine(rate=rate)) == pytest.approx(-3.01, abs=0.05)
 
 
 def test_torchaudio_agrees_where_it_does_not_clip():
     """Its filters are near the standard's, not equal: .1 dB on these."""
     for clip in (noise(0.02), noise(0.2), sine(0.3)):
         theirs = float(torchaudio.functional.loudness(torch.from_numpy(clip.samples), clip.rate))
-        assert loudness(clip) == pytest.approx(theirs, abs=0.2)
+        assert integrated_loudness(clip) == pytest.approx(theirs, abs=0.2)
     loud = noise(0.9)  # filtered peaks beyond 1 are lost there; ours is 20 log10(45) above the same noise at .02
-    assert loudness(loud) == pytest.approx(loudness(noise(0.02)) + 20 * math.log10(45), abs=1e-4)
-    assert float(torchaudio.functional.loudness(torch.from_numpy(loud.samples), 16_000)) < loudness(loud) - 1
+    assert integrated_loudness(loud) == pytest.approx(integrated_loudness(noise(0.02)) + 20 * math.log10(45), abs=1e-4)
+    assert float(torchaudio.functional.loudness(torch.from_numpy(loud.samples), 16_000)) < integrated_loudness(loud) - 1
 
 
 def test_gates_leave_out_silence_and_what_is_10_lu_below():
     tone = sine(0.3, seconds=4).samples
-    alone = loudness(Audio(tone, 48_000))
+    alone = integrated_loudness(Audio(tone, 48_000))
     quiet = 1e-5 * tone  # -113 LUFS
-    assert loudness(Audio(np.concatenate([tone, quiet], 1), 48_000)) == pytest.approx(alone, abs=0.4)  # 3 mixed blocks
-    assert loudness(Audio(np.concatenate([tone, 0.03 * tone], 1), 48_000)) == pytest.approx(alone, abs=0.4)
+    assert integrated_loudness(Audio(np.concatenate([tone, quiet], 1), 48_000)) == pytest.approx(alone, abs=0.4)
+    assert integrated_loudness(Audio(np.concatenate([tone, 0.03 * tone], 1), 48_000)) == pytest.approx(alone, abs=0.4)
 
 
 def test_silence_is_minus_infinity_and_short_clips_are_one_block():
-    assert loudness(Audio(np.zeros((1, 16_000), np.float32), 16_000)) == -math.inf
-    assert loudness(sine(seconds=0.2)) == pytest.approx(-3.01, abs=0.1)
+    assert integrated_loudness(Audio(np.zeros((1, 16_000), np.float32), 16_000)) == -math.inf
+    assert integrated_loudness(sine(seconds=0.2)) == pytest.approx(-3.01, abs=0.1)
 
 
 def test_what_cannot_be_measured_is_refused():
     with pytest.raises(AudioError, match="expected 1, 2, 3 or 5 channels"):
-        loudness(Audio(np.zeros((4, 10), np.float32), 48_000))
+        integrated_loudness(Audio(np.zeros((4, 10), np.float32), 48_000))
     with pytest.raises(AudioError, match="not empty"):
-        loudness(Audio(np.zeros((1, 0), np.float32), 48_000))
+        integrated_loudness(Audio(np.zeros((1, 0), np.float32), 48_000))
     with pytest.raises(AudioError, match="at 2000 Hz; expected at least 4000"):
-        loudness(Audio(np.zeros((1, 10), np.float32), 2000))
+        integrated_loudness(Audio(np.zeros((1, 10), np.float32), 2000))
     with pytest.raises(NotFinite, match="NaN or infinity"):
-        loudness(Audio(np.full((1, 10), np.nan, np.float32), 16_000))
+        integrated_loudness(Audio(np.full((1, 10), np.nan, np.float32), 16_000))

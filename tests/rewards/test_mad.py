@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from dragon.errors import ConfigError, MissingExtra, NotFinite, ShapeError
-from dragon.rewards.mad import mad
+from dragon.rewards.mad import mauve_audio_divergence
 
 STAND_IN = '''
 import os
@@ -50,7 +50,7 @@ def sides(n: int = 30, m: int = 50, d: int = 4) -> tuple[np.ndarray, np.ndarray]
 
 def test_rows_and_sides_arrive_in_their_order_and_nothing_is_printed(package: Path, capsys):
     generated, reference = sides()
-    found = mad(generated, torch.from_numpy(reference))
+    found = mauve_audio_divergence(generated, torch.from_numpy(reference))
     assert float(found) == pytest.approx(float(np.linalg.norm(generated.mean(0) - reference.mean(0))), rel=1e-5)
     assert (found.n, found.m, found.d, found.clusters) == (30, 50, 4, 3)
     got = sys.modules["mad_metric"].seen
@@ -62,19 +62,19 @@ def test_rows_and_sides_arrive_in_their_order_and_nothing_is_printed(package: Pa
 def test_what_cannot_be_compared_is_refused(package: Path):
     generated, reference = sides()
     with pytest.raises(ConfigError, match="19 and 50 embeddings; expected at least 20 each"):
-        mad(generated[:19], reference)
+        mauve_audio_divergence(generated[:19], reference)
     with pytest.raises(ShapeError, match="rows of 3 features; expected 4"):
-        mad(generated, reference[:, :3])
+        mauve_audio_divergence(generated, reference[:, :3])
     with pytest.raises(NotFinite, match="reference embeddings: row 7"):
-        mad(generated, np.where(np.arange(50)[:, None] == 7, np.nan, reference))
+        mauve_audio_divergence(generated, np.where(np.arange(50)[:, None] == 7, np.nan, reference))
     with pytest.raises(NotFinite, match="the divergence is inf"):
-        mad(generated * 1e6, reference)
+        mauve_audio_divergence(generated * 1e6, reference)
 
 
 def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "mad_metric", None)
     with pytest.raises(MissingExtra, match=r"mad-metric .*pip install 'dragon-media\[mad\]'"):
-        mad(*sides())
+        mauve_audio_divergence(*sides())
 
 
 @pytest.mark.slow
@@ -82,6 +82,6 @@ def test_without_the_package_the_command_that_installs_it_is_named(monkeypatch: 
 def test_the_real_package_tells_equal_laws_from_shifted_ones():
     rng = np.random.default_rng(0)
     first, second, third = rng.standard_normal((3, 300, 16))
-    assert float(mad(first, first)) == pytest.approx(0, abs=1e-6)
-    assert float(mad(first, second)) < 0.1 < 1 < float(mad(first, third + 1))
-    assert float(mad(first, third + 1)) == float(mad(first, third + 1))
+    assert float(mauve_audio_divergence(first, first)) == pytest.approx(0, abs=1e-6)
+    assert float(mauve_audio_divergence(first, second)) < 0.1 < 1 < float(mauve_audio_divergence(first, third + 1))
+    assert float(mauve_audio_divergence(first, third + 1)) == float(mauve_audio_divergence(first, third + 1))
