@@ -50,8 +50,10 @@ def test_requirements_name_every_package_that_is_imported(project: dict, root: P
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     wanted.add(node.module.split(".")[0])
     wanted -= set(sys.stdlib_module_names) | {"dragon"}
-    stated = {line.split(">")[0].split("=")[0].split("[")[0].lower() for line in project["project"]["dependencies"]}
-    assert {names.get(name, name) for name in wanted} <= stated
+    extras = project["project"]["optional-dependencies"]
+    lines = [*project["project"]["dependencies"], *(line for name in extras if name != "dev" for line in extras[name])]
+    stated = {line.split(">")[0].split("=")[0].split("[")[0].lower() for line in lines}
+    assert {names.get(name, name.replace("_", "-")) for name in wanted} <= stated
 
 
 def test_torch_stays_below_the_release_that_torchaudio_refuses(project: dict) -> None:

@@ -355,7 +355,7 @@ def test_two_sets_are_compared_in_units_of_their_own_halves(folder: Path, capsys
         (["build", "music", "gone"], "no folder 'gone'; expected a folder of audio"),
         (["build", "music", "my music/a.wav"], "expected a folder of audio"),
         (["build", "music", "my music", "--best", "3"], "is no run folder; leave out --best"),
-        (["build", "music", "my music", "--encoder", "{name: spectral"], "is no YAML"),
+        (["build", "music", "my music", "--encoder", "{name: spectral"], "is not YAML"),
         (["build", "music", "my music", "--encoder", "{nam: spectral}"], "expected a name, or {name: NAME"),
         (["build", "music", "my music", "--encoder", "spectrl"], "did you mean 'spectral'"),
         (["build", "music", "my music", *EARS, "--seconds", "0"], "seconds 0.0"),
