@@ -5,10 +5,13 @@ The only file that touches soundfile and soxr (both imported where they are used
 
 from __future__ import annotations
 
+import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +20,15 @@ from torch import Tensor
 from dragon.errors import AudioError, NotFinite, ShapeError
 from dragon.media import Media
 
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3")
 SILENT_PEAK = 1e-4
 """A clip whose largest sample is below this (-80 dB of full scale) counts as silent."""
 
+_HEAD_BYTES = 1 << 12  # of a file: an MP3's first frame
+_UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand in WAV files whose writer could not know them (a pipe)
 _SOXR_CHANNELS = 1024  # soxr takes many channels in one call, though not arbitrarily many
 
 
@@ -44,17 +52,50 @@ def load(path: str | os.PathLike[str]) -> Audio:
     """The whole file, channels kept, at its own rate.
 
     Raises:
-        AudioError: there is no such file, or it is not audio that libsndfile reads.
+        AudioError: there is no such file, it is not audio that libsndfile reads, or it ends before its own header says.
     """
     import soundfile
 
+    name = os.fspath(path)
     if not os.path.isfile(path):
-        raise AudioError(f"{os.fspath(path)}: no such file; expected one of {', '.join(EXTENSIONS)}")
+        raise AudioError(f"{name}: no such file; expected one of {', '.join(EXTENSIONS)}")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+        if not head:
+            raise AudioError(f"{name}: empty (0 bytes); write it again")
+        with soundfile.SoundFile(path) as sound:
+            samples = sound.read(dtype="float32", always_2d=True)
+            rate, missing = int(sound.samplerate), _cut_short(sound, len(samples), head)
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ").strip(". ")
+        if "not a regular file" in reason:  # what libsndfile says of an MP3 without one whole frame
+            reason = "No audio in it"
+        raise AudioError(
+            f"{name}: cannot be read as audio ({reason}); write it again, or convert it to WAV or FLAC"
+        ) from error
     except (soundfile.SoundFileError, OSError) as error:
-        raise AudioError(f"{os.fspath(path)}: cannot be read as audio ({error}); convert it to WAV or FLAC") from error
-    return Audio(np.ascontiguousarray(samples.T), int(rate))
+        told = error.strerror if isinstance(error, OSError) else error
+        raise AudioError(f"{name}: cannot be read ({told}); check its permissions, or write it again") from error
+    if missing:
+        raise AudioError(f"{name}: cut short ({missing}); write it again")
+    return Audio(np.ascontiguousarray(samples.T), rate)
+
+
+def _cut_short(sound: SoundFile, read: int, head: bytes) -> str:
+    """How much a WAV or MP3 lacks of what its header announces; "" for nothing.
+
+    A FLAC that was cut fails to decode; of an Ogg nothing tells.
+    """
+    announced = 0
+    told = re.search(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
+    if told and int(told[1]) < _UNKNOWN_BYTES and int(told[2]) > 0:
+        announced = read * int(told[1]) // int(told[2])
+    elif b"Xing" in head or b"Info" in head:  # without them the number of an MP3's samples is a guess
+        announced = sound.frames if sound.format == "MP3" else 0
+    if announced - read < max(1, 0.01 * announced):
+        return ""
+    return f"{read / sound.samplerate:.2f} s of {announced / sound.samplerate:.2f} s"
 
 
 def save(path: str | os.PathLike[str], audio: Audio, subtype: str = "PCM_16") -> None:
@@ -134,7 +175,8 @@ def fault(audio: Audio, min_seconds: float = 0.0) -> str | None:
     if float(np.abs(audio.samples).max()) < SILENT_PEAK:
         return f"silent (no sample above {SILENT_PEAK:g})"
     if audio.seconds < min_seconds:
-        return f"too short ({audio.seconds:.2f} s, expected at least {min_seconds:g} s)"
+        # rounded down: 0.999 s must not read as the 1.00 s that were expected
+        return f"too short ({math.floor(100 * audio.seconds) / 100:.2f} s, expected at least {min_seconds:g} s)"
     return None
 
 

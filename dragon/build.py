@@ -19,7 +19,7 @@ from pydantic.errors import PydanticUserError
 
 from dragon.config import RewardSpec, Spec, TrainConfig
 from dragon.contrast import Credit
-from dragon.errors import ConfigError, DragonError
+from dragon.errors import ConfigError, DragonError, PluginError
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
 from dragon.prompts import PromptSet, load_prompts
@@ -125,6 +125,8 @@ def build(kind: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
     A reward that is a plain function becomes a `FunctionReward`, its options bound to it.
     """
     plugin = resolve(kind, spec.name)
+    if not callable(plugin):
+        raise PluginError(f"{kind} {spec.name!r} is {plugin!r}; expected a class or a function")
     reserved = _reserved(kind, plugin, ())
     if _is_function(kind, plugin):
         from dragon.rewards.function import FunctionReward
@@ -307,15 +309,24 @@ def _credit_problems(config: TrainConfig, credit: Credit) -> list[Problem]:
     return [Problem("credit", text)]
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError unless this machine has such a device."""
+    for problem in _device_problems(device):
+        raise ConfigError(f"device {problem.text}")
+
+
 def _device_problems(device: str) -> list[Problem]:
-    if not device.startswith("cuda"):
-        return []
     import torch
 
-    count = torch.cuda.device_count()
-    number = int(device.partition(":")[2] or 0) if device.partition(":")[2].isdigit() or device == "cuda" else 0
-    if number < count:
+    try:
+        asked = torch.device(device)
+    except RuntimeError:
+        return [Problem("device", f"{device!r} is none; expected cpu, cuda or cuda:NUMBER")]
+    if asked.type == "mps" and not torch.backends.mps.is_available():
+        return [Problem("device", f"{device!r} is not there; use cpu")]
+    if asked.type != "cuda" or (asked.index or 0) < torch.cuda.device_count():
         return []
+    count = torch.cuda.device_count()
     return [Problem("device", f"{device!r} is not there: this machine has {count} CUDA devices; use cpu or another")]
 
 

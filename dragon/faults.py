@@ -65,6 +65,11 @@ class Faults:
             self.add(method, f"runs; it raised {type(error).__name__}: {error}")
             return None
 
+    def or_other(self, method: str, law: str) -> None:
+        """Adds `law` unless something was found already, which then is why there is nothing to look at."""
+        if not self._found:
+            self.add(method, law)
+
     def run(self, method: str, function: Callable[[], None]) -> bool:
         count = len(self._found)
         self.call(method, function)
@@ -85,4 +90,7 @@ class Faults:
 
     def report(self) -> None:
         if self._found:
-            raise PluginError(f"{len(self._found)} breaches of contract:\n  " + "\n  ".join(self._found))
+            raise PluginError(
+                f"{len(self._found)} breach{'es' if len(self._found) > 1 else ''} of contract:\n  "
+                + "\n  ".join(self._found)
+            )

@@ -23,10 +23,13 @@ from dragon.protocols import Policy
 from dragon.registry import available
 from dragon.run import load_tuned
 
+SEED_BLOCK = 1_000_003
+"""Clip i of `--seed s` is generated with s * SEED_BLOCK + i, as samples.csv says."""
+
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Which clips to make. Sample j of every prompt has the seed `seed` + j, tuned or not."""
+    """Which clips to make. Clip i has the noise of (seed, i), tuned or not; no two clips of a folder share one."""
 
     prompt: tuple[str, ...] = ()
     """Prompts, in quotes."""
@@ -66,7 +69,10 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     steps = wanted.steps or config.evaluation.steps
     guidance = config.evaluation.guidance if wanted.guidance < 0 else wanted.guidance
     policy.encode(prompts)  # a prompt that the model refuses must not leave a folder behind
-    asked = [(prompt, wanted.seed + j) for prompt in prompts for j in range(wanted.samples_per_prompt)]
+    # one noise for all prompts would make a folder less diverse than the model, and its FAD worse; blocks that do not
+    # overlap, since folders of seeds 0 and 1 must not share noise either
+    repeated = [prompt for prompt in prompts for _ in range(wanted.samples_per_prompt)]
+    asked = [(prompt, wanted.seed * SEED_BLOCK + i) for i, prompt in enumerate(repeated)]
     folder.mkdir(parents=True, exist_ok=True)
     with (
         policy.reference() if wanted.base else nullcontext(),

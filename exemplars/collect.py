@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dragon import audio
 from dragon.encoders.lookup import EncoderSpec
+from dragon.encoders.windows import Windows
 from dragon.errors import AudioError, ConfigError, NotFinite
 from dragon.exemplars.gathered import KEEP_FRAMES, Ears, Gathered, check_name
 from dragon.exemplars.sets import ExemplarSet, Item
@@ -121,7 +122,7 @@ def read_files(paths: Iterable[Path], root: Path) -> Iterator[Clip]:
         try:
             yield label, audio.load(path)
         except AudioError as error:
-            yield label, error
+            yield label, AudioError(str(error).replace(os.fspath(path), label, 1))
 
 
 def gather_audio(
@@ -247,15 +248,11 @@ def _text_hash(text: str) -> str:
 
 def _pieces(clip: audio.Audio, seconds: float | None, label: str) -> Iterable[Media]:
     """Batches of windows of one length (or the whole clip, where it is shorter)."""
-    length = clip.samples.shape[1] if seconds is None else max(1, round(seconds * clip.rate))
     total = clip.samples.shape[1]
-    starts = list(range(0, total - length + 1, length)) or [0]
-    rest = total - starts[-1] - length
-    if 2 * rest >= length:
-        starts.append(total - length)
-    for first in range(0, len(starts), _BATCH):
-        cut = np.stack([clip.samples[:, s : s + length] for s in starts[first : first + _BATCH]])
-        yield Media(torch.from_numpy(cut), (label,) * len(cut), clip.rate)
+    length = total if seconds is None else min(total, max(1, round(seconds * clip.rate)))
+    cut = Windows(length).cut(torch.from_numpy(clip.samples)).transpose(0, 1)  # (pieces, channels, samples)
+    for part in cut.split(_BATCH):
+        yield Media(part.contiguous(), (label,) * len(part), clip.rate)
 
 
 def _embed_rows(encoder: Encoder, media: Media) -> Tensor:

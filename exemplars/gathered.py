@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import EncoderSpec, get_encoder
+from dragon.encoders.lookup import EncoderSpec, get_encoder, kept_spec
 from dragon.errors import ConfigError
 from dragon.exemplars.gaussian import Gaussian, squared_parts
 from dragon.exemplars.sets import ExemplarSet, Item
@@ -36,25 +36,12 @@ class Ears:
 
     @staticmethod
     def of(spec: EncoderSpec, device: str = "cpu") -> Ears:
-        """From a name, a name with options, or an encoder; where it runs is no part of what it is.
+        """From a name, a name with options, or an encoder.
 
         Raises:
             PluginError: as `get_encoder`. ConfigError: options that no file can keep.
         """
-        encoder = get_encoder(spec, device=device)
-        if isinstance(spec, str):
-            return Ears(encoder, spec)
-        if not isinstance(spec, Mapping):
-            return Ears(encoder)
-        given: object = spec.get("options") or {}
-        assert isinstance(given, Mapping)  # get_encoder has checked it
-        options = {str(key): value for key, value in given.items() if key != "device"}
-        try:
-            return Ears(encoder, str(spec["name"]), json.loads(json.dumps(options)))
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f"encoder options {options!r} cannot be kept in a set ({error}); expected texts and numbers"
-            ) from error
+        return Ears(get_encoder(spec, device=device), *kept_spec(spec))
 
 
 @dataclass(frozen=True, eq=False)

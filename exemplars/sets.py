@@ -132,7 +132,7 @@ class ExemplarSet:
             adding = f"with your options, as --encoder '{{name: {encoder.name}, options: {{...}}}}', "
         raise ConfigError(
             f"exemplars {self.name!r} were embedded with {self.encoder!r} (fingerprint {self.encoder_hash}), "
-            f"the reward uses {encoder.name!r} (fingerprint {encoder.fingerprint}){self._differences(encoder)}; "
+            f"and here it is {encoder.name!r} (fingerprint {encoder.fingerprint}){self._differences(encoder)}; "
             f"{adding}rebuild with: {self.rebuild_command(encoder if spec is None else spec)}"
         )
 
@@ -146,7 +146,7 @@ class ExemplarSet:
     def _differences(self, encoder: Encoder) -> str:
         """Settings that differ, a few of them: ": rate 16000 in the set, 48000 now"."""
         now, then = getattr(encoder, "settings", None), self.settings.get("encoder")
-        if not now or not isinstance(then, Mapping):
+        if encoder.name != self.encoder or not now or not isinstance(then, Mapping):
             return ""
         now = json.loads(json.dumps(dict(now)))
         keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from dragon.encoders.lookup import EncoderSpec, get_encoder
+from dragon.encoders.vectors import clip_vectors
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.files import write_whole
 from dragon.media import Media
-from dragon.protocols import Encoder, JointEncoder
+from dragon.protocols import Encoder
 
 VERSION = 1
 SUFFIX = ".safetensors"
@@ -137,13 +138,6 @@ def load_head(path: str | os.PathLike[str]) -> AestheticsHead:
     if len(shapes) != 1 or head.weight.ndim != 1 or not finite:
         raise ConfigError(f"aesthetics head {place}: shapes {shapes}, finite: {finite}; fit it anew")
     return head
-
-
-def clip_vectors(encoder: Encoder, media: Media) -> Tensor:
-    """(b, f): the clip embedding of a joint encoder, else the mean of the frames; as dragon.measure.embed has it."""
-    if isinstance(encoder, JointEncoder):
-        return encoder.embed_clips(media)
-    return encoder.embed_media(media).mean(dim=1)
 
 
 class Aesthetics:

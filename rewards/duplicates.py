@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dragon.encoders.lookup import EncoderSpec, get_encoder
+from dragon.encoders.vectors import clip_vectors
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import Features, as_features
 from dragon.media import Media
-from dragon.protocols import Encoder, JointEncoder
+from dragon.protocols import Encoder
 from dragon.rewards.clap import unit_rows
 
 THRESHOLD = 0.98
@@ -108,11 +109,7 @@ class Duplicates:
         Raises:
             ShapeError: an embedding of zeros. Otherwise as the encoder does.
         """
-        if isinstance(self.encoder, JointEncoder):
-            vectors = self.encoder.embed_clips(media)
-        else:
-            vectors = self.encoder.embed_media(media).mean(dim=1)
-        return unit_rows(vectors, f"{self.name}: embeddings")[:, None]
+        return unit_rows(clip_vectors(self.encoder, media), f"{self.name}: embeddings")[:, None]
 
     def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
         """(k,) float64. Cost O(b^2 f) once, then O(n^2) a set.

@@ -70,7 +70,7 @@ class FunctionReward:
             there = ", ".join(map(repr, columns)) or "none"
             raise PluginError(
                 f"reward {self.name!r} needs column {missing[0]!r}, which the prompts lack (they have: {there}); "
-                "add it to the prompt file, or give the argument a default"
+                "add it to the prompt file (of dragon score: --captions), or give the argument a default"
             )
         return {key: list(values) for key, values in columns.items() if self._takes_all or key in self._named}
 

@@ -133,7 +133,7 @@ def _checked_sizes(sizes: Sequence[int] | None, n: int, reference: Gaussian) -> 
             raise ShapeError(
                 f"generated: {n} rows; the extrapolation needs at least {_PARTS * least}: {_PARTS} sizes, the smallest "
                 f"of {least} rows, for {spread} features; make more clips, take an encoder with fewer features, or, "
-                f"from {2 * least} rows on, give sizes=(n, n // 2)"
+                f"from {2 * least} rows on, call frechet_distance_infinity with sizes=(n, n // 2)"
             )
         return [n // parts for parts in range(1, _PARTS + 1)]
     found = sorted({int(size) for size in sizes}, reverse=True)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from dragon.encoders.lookup import get_encoder
+from dragon.encoders.vectors import clip_vectors
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import as_features
 from dragon.media import Media
-from dragon.protocols import Encoder, JointEncoder, SwapScorer
+from dragon.protocols import Encoder, SwapScorer
 from dragon.rewards.clap import unit_rows
 from dragon.rewards.set_kernel import PairScorer
 from dragon.rewards.vendi import checked_order, effective_number, spectrum
@@ -65,11 +66,7 @@ class SetVendi:
         Raises:
             ShapeError: an embedding of zeros. Otherwise as the encoder does.
         """
-        if isinstance(self.encoder, JointEncoder):
-            vectors = self.encoder.embed_clips(media)
-        else:
-            vectors = self.encoder.embed_media(media).mean(dim=1)
-        return unit_rows(vectors, f"{self.name}: embeddings")[:, None]
+        return unit_rows(clip_vectors(self.encoder, media), f"{self.name}: embeddings")[:, None]
 
     def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
         """(k,) float64. Cost O(min(n, f)^3) a set; at q = 2 O(n f min(n, f)).

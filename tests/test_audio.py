@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from dragon import audio
@@ -51,6 +52,41 @@ def test_files_that_are_not_there_or_not_audio_are_named(tmp_path):
     (tmp_path / "a.wav").write_bytes(b"not audio at all")
     with pytest.raises(AudioError, match="a.wav: cannot be read as audio"):
         audio.load(tmp_path / "a.wav")
+    (tmp_path / "a.wav").write_bytes(b"")
+    with pytest.raises(AudioError, match="a.wav: empty"):
+        audio.load(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "flac"])
+def test_a_file_that_was_cut_short_is_not_taken_for_a_short_clip(tmp_path, suffix: str):
+    place = tmp_path / f"a.{suffix}"
+    noise = 0.1 * np.random.default_rng(0).standard_normal(32_000)
+    soundfile.write(place, noise, 16_000)
+    whole = place.read_bytes()
+    assert audio.load(place).seconds == pytest.approx(2.0)
+    place.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(AudioError, match="cut short" if suffix in ("wav", "mp3") else "cannot be read as audio"):
+        audio.load(place)
+    place.write_bytes(whole[:50])
+    with pytest.raises(AudioError) as error:
+        audio.load(place)
+    assert "regular file" not in str(error.value)
+
+
+def test_a_wav_whose_writer_did_not_know_its_length_is_whole(tmp_path):
+    """As a program writes it that streams to a pipe: all ones for the sizes."""
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    place = content.index(b"data") + 4
+    content[4:8] = content[place : place + 4] = b"\xff" * 4
+    (tmp_path / "a.wav").write_bytes(content)
+    assert audio.load(tmp_path / "a.wav").samples.shape == (1, 16_000)
+
+
+def test_almost_long_enough_does_not_read_as_long_enough():
+    assert audio.fault(Audio(np.ones((1, 15_999), np.float32), 16_000), 1.0) == (
+        "too short (0.99 s, expected at least 1 s)"
+    )
 
 
 @pytest.mark.parametrize(("rate", "to_rate"), [(44_100, 16_000), (16_000, 44_100), (48_000, 16_000)])

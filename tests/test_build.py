@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragon.build import build, build_run, plugin_problems, train_settings
+from dragon.build import build, build_run, check_device, plugin_problems, train_settings
 from dragon.config import RewardSpec, Spec, TrainConfig, from_dict, load
 from dragon.errors import ConfigError, PluginError
 from dragon.media import Media
@@ -180,6 +180,15 @@ def test_rewards_of_one_name_and_things_that_are_none_are_refused(folder: Path) 
 def test_a_device_that_is_not_there(folder: Path) -> None:
     (problem,) = plugin_problems(config(device="cuda:77"))
     assert problem.path == "device" and "CUDA devices" in problem.text
+    check_device("cpu")
+    with pytest.raises(ConfigError, match="'gpu' is none; expected cpu, cuda"):
+        check_device("gpu")
+
+
+def test_what_is_no_class_and_no_function_is_no_plugin(folder: Path) -> None:
+    (folder / "values.py").write_text("answer = 3\n")
+    with pytest.raises(PluginError, match="'values.py:answer' is 3; expected a class or a function"):
+        build("reward", Spec("values.py:answer"))
 
 
 def test_diversity_wants_one_vector_a_clip(folder: Path) -> None:

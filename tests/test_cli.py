@@ -271,7 +271,7 @@ def test_sample_writes_clips_of_the_tuned_and_of_the_base_model(folder: Path, ca
     files = {place: contents(folder / place) for place in ("tuned", "base", "fresh")}
     with (folder / "tuned" / "samples.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["prompt"], row["seed"]) for row in rows] == [("left", "0"), ("left", "1"), ("up", "0"), ("up", "1")]
+    assert [(row["prompt"], row["seed"]) for row in rows] == [("left", "0"), ("left", "1"), ("up", "2"), ("up", "3")]
     assert files["base"]["0000.npy"] != files["tuned"]["0000.npy"]
     status, _, err = dragon(capsys, "sample", "out", *asked, "--output_dir", "tuned")
     assert status == 2 and "holds something already" in err

@@ -117,3 +117,8 @@ def test_an_installed_package_is_checked_by_its_entry_point(folder: Path, monkey
     check.run(["bright", "--options", "{power: 0.5}"])
     assert "reward 'brightness' of clips keeps its contract" in capsys.readouterr().out
     monkeypatch.undo()
+
+
+def test_a_device_that_is_not_there_is_refused(folder: Path, capsys):
+    assert cli.main(["check", "mine.py:Brightness", "--device", "cuda:77"]) == 2
+    assert "device 'cuda:77' is not there" in capsys.readouterr().err

@@ -130,3 +130,16 @@ def test_help_needs_no_folder(capsys):
     with pytest.raises(SystemExit) as status:
         command.run(["--help"])
     assert status.value.code == 0 and "--exemplars" in capsys.readouterr().out
+
+
+def test_a_flag_without_a_value_is_not_taken_for_the_default(inside):
+    for flag in ("--exemplars", "--metrics", "--encoder"):
+        with pytest.raises(ConfigError, match=f"{flag} is given without a value"):
+            command.run(["near", flag])
+
+
+def test_a_file_whose_name_starts_with_a_dash(inside):
+    (inside / "-a.wav").write_bytes((inside / "near" / "00.wav").read_bytes())
+    with pytest.raises(ConfigError, match=r"is written ./-a.wav"):
+        command.run(["-a.wav"])
+    command.run(["./-a.wav", "--encoder", SPECTRAL])

@@ -91,6 +91,7 @@ class TestRewards:
                 "does not depend on the other clips",
             ),
             ({"score": lambda self, m: Loudness().score(m).sort().values}, "keeps the clips' order"),
+            ({"score": lambda self, m: None}, "score: expected that it gives a torch.Tensor, not None"),
             ({"score": lambda self, m: 1 / 0}, "runs; it raised ZeroDivisionError: division by zero"),
             (
                 {"score": lambda self, m: Loudness().score(replace(m, tensor=m.tensor.mul_(0.5)))},
@@ -129,6 +130,7 @@ class TestRewards:
     @pytest.mark.parametrize(
         ("broken", "message"),
         [
+            ({"embed": lambda self, m: None}, "embed: expected that it gives a torch.Tensor, not None"),
             ({"embed": lambda self, m: m.tensor.mean(2)}, r"embed: expected that it gives \(b, frames, features\)"),
             ({"embed": lambda self, m: MeanSpread().embed(m) / 0}, "embed: expected that it gives finite features"),
             ({"score_sets": lambda self, f, m: f[m].mean()}, r"score_sets: expected that it gives shape \(3,\)"),
@@ -167,6 +169,14 @@ class TestRewards:
             (
                 {"swap_scorer": lambda self, f: rescored(f, bounds=lambda self, a, b: (a * 0 + 1, a * 0 + 2))},
                 "swap_scorer: expected that it gives bounds that hold the score",
+            ),
+            (
+                {"swap_scorer": lambda self, f: rescored(f, bounds=lambda self, a, b: 1 / 0)},
+                "swap_scorer: expected that it runs; it raised ZeroDivisionError",
+            ),
+            (
+                {"swap_scorer": lambda self, f: rescored(f, swap=lambda self, a, b: 1 / 0)},
+                "swap_scorer: expected that it runs; it raised ZeroDivisionError",
             ),
             ({"influence": lambda self, q, f: f.mean()}, r"influence: expected that it gives shape \(\d,\)"),
             (
@@ -253,9 +263,7 @@ class TestTheProcess:
     def test_what_a_reward_changes_of_it_is_the_one_fault_and_put_back(self, score, law, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         before = process_state()
-        with pytest.raises(
-            PluginError, match=f"^1 breaches of contract:\n  Broken.score: expected that it leaves {law}"
-        ):
+        with pytest.raises(PluginError, match=f"^1 breach of contract:\n  Broken.score: expected that it leaves {law}"):
             check_reward(breaking(Loudness, score=score))
         assert process_state() == before
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from dragon.aesthetics.ratings import Floats, Ints, Opinions, Ratings, Votes
 from dragon.aesthetics.regression import Logistic, Problem, Ridge, bradley_terry
-from dragon.encoders.lookup import EncoderSpec
+from dragon.encoders.lookup import EncoderSpec, kept_spec
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.protocols import Encoder
 from dragon.rewards.aesthetics import AestheticsHead
@@ -104,8 +104,11 @@ def head_of(
     """What the reward `aesthetics` reads: the head with all that it needs to hear clips as it did in fitting.
 
     spec: how the encoder was named, where its name alone does not make it again. figures, settings: kept in the file.
+
+    Raises:
+        ConfigError: options of the encoder that no file can keep.
     """
-    plugin, options = _spec_parts(spec)
+    plugin, options = ("", {}) if spec is None else kept_spec(spec)
     return AestheticsHead(
         weight=torch.from_numpy(fitted.weight),
         mean=torch.from_numpy(fitted.mean),
@@ -126,17 +129,6 @@ def head_of(
         source=source,
         licence=licence,
     )
-
-
-def _spec_parts(spec: EncoderSpec | None) -> tuple[str, dict[str, object]]:
-    """Name and options of an encoder that was named; "" and none of an object."""
-    if isinstance(spec, str):
-        return spec, {}
-    if isinstance(spec, Mapping):
-        options = spec.get("options", {})
-        assert isinstance(options, Mapping)  # get_encoder has made it
-        return str(spec["name"]), {str(k): v for k, v in options.items() if k != "device"}
-    return "", {}
 
 
 def check_sizes(opinions: Opinions) -> None:

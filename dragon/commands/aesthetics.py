@@ -75,8 +75,10 @@ def _fit(arguments: list[str]) -> None:
 
     from dragon import aesthetics
     from dragon.aesthetics.fit import check_sizes
+    from dragon.build import check_device
     from dragon.encoders.lookup import get_encoder
 
+    check_device(wanted.device)
     opinions = aesthetics.load_opinions(place)
     check_sizes(opinions)  # before an hour of embedding, not after
     paths = aesthetics.find_audio(opinions, place, wanted.audio)
@@ -106,14 +108,13 @@ def _embedded(
     from dragon.aesthetics.ratings import report_lines
     from dragon.measure.clips import find_clips
     from dragon.measure.embed import embed_folder
-    from dragon.measure.store import EmbeddingStore, default_folder
+    from dragon.measure.store import EmbeddingStore
 
-    kept = {"none": None, "default": default_folder()}.get(wanted.cache, wanted.cache)
     with PassProgress() as progress:
         (found,) = embed_folder(
             paths,
             [encoder],
-            store=EmbeddingStore(kept),
+            store=EmbeddingStore.named(wanted.cache),
             skip_bad=True,  # to name them by their lines
             min_seconds=wanted.min_seconds,
             batch=wanted.batch,

@@ -35,19 +35,20 @@ class CheckReward:
 def run(arguments: list[str]) -> None:
     name, flags = positional(arguments, "reward", USAGE)
     wanted = parsed(CheckReward, flags, "dragon check REWARD")
-    from dragon.build import build
+    from dragon.build import build, check_device
     from dragon.config import Spec
     from dragon.testing import check_reward, example_clips
 
     for key in ("options", "columns"):
         if not isinstance(getattr(wanted, key), Mapping):
             raise ConfigError(f"--{key} is {getattr(wanted, key)!r}; expected YAML keys, such as '{{key: value}}'")
+    check_device(wanted.device)
     media = example_clips(wanted.seconds, wanted.rate, wanted.channels)
     media = example_clips(wanted.seconds, wanted.rate, wanted.channels, _columns(wanted.columns, len(media)))
     reward = build("reward", Spec(name, wanted.options), device=wanted.device)
     found = check_reward(reward, media)
     print(f"reward {found.name!r} of {found.kind} keeps its contract; checked on {found.clips} clips of ", end="")
-    print(f"{wanted.seconds:g} s at {wanted.rate} Hz, {wanted.channels} channels:")
+    print(f"{wanted.seconds:g} s at {wanted.rate} Hz, {wanted.channels} channel{'s' if wanted.channels > 1 else ''}:")
     for law in found.laws:
         print(f"  {law}")
     print(_figures(found))
@@ -65,7 +66,7 @@ def _columns(given: Mapping[str, object], clips: int) -> dict[str, tuple[object,
 
 def _figures(found: Checked) -> str:
     what = "scores of sets" if found.kind == "sets" else "scores"
-    scores = "no scores" if math.isnan(found.low) else f"{what} from {found.low:.4g} to {found.high:.4g}"
+    scores = "no scores" if math.isnan(found.low) else f"{what} from {found.low + 0.0:.4g} to {found.high + 0.0:.4g}"
     abstained = f", {found.abstained} of {found.clips} without opinion" if found.abstained else ""
     speed = f"; {found.clips_per_second:.4g} clips a second"
     return scores + abstained + speed + ("" if found.real_time is None else f", {found.real_time:.4g} times real time")

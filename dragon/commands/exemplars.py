@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> None:
     elif action in ("-h", "--help"):
         print(f"usage: {USAGE}")
     else:
-        raise ConfigError(f"{' '.join(arguments) or 'no action'!r}; expected: {USAGE}")
+        raise ConfigError(f"{repr(' '.join(arguments)) if arguments else 'nothing given'}; expected: {USAGE}")
 
 
 def _build(arguments: list[str]) -> None:
@@ -138,6 +138,17 @@ def _asked(action: str, schema: type[Options], arguments: list[str]) -> tuple[st
 
 
 def _check_free(targets: Sequence[Path], wanted: SourceOptions) -> None:
+    """Raises ConfigError where what is asked for cannot be made or written."""
+    from dragon.build import check_device
+    from dragon.exemplars.sets import SUFFIX
+
+    # before all clips are heard, not after
+    check_device(wanted.device)
+    for target in targets:
+        if target.suffix != SUFFIX:
+            raise ConfigError(f"exemplar file {target}: expected a name that ends in {SUFFIX}")
+    if wanted.keep_frames < 0:
+        raise ConfigError(f"--keep_frames {wanted.keep_frames}; expected a number of frames, or 0 for none")
     taken = [str(target) for target in targets if target.exists()]
     if taken and not wanted.replace:
         raise ConfigError(f"{taken[0]!r} exists already; give another --out, or --replace to write over it")
@@ -194,7 +205,13 @@ def _write(
     )
     made.save(target)
     what = "captions" if made.modality == "text" else "clips"
-    print(f"wrote {target}: {made.count} {what}, {made.frames} frames of {made.encoder}")
+    left_out = made.settings.get("skipped")
+    without = (
+        f"; {len(left_out)} left out (dragon exemplars show tells why)"
+        if isinstance(left_out, list) and left_out
+        else ""
+    )
+    print(f"wrote {target}: {made.count} {what}, {made.frames} frames of {made.encoder}{without}")
     return made
 
 

@@ -52,8 +52,12 @@ def run(arguments: list[str]) -> None:
     first = next((i for i, text in enumerate(arguments) if text.startswith("-")), len(arguments))
     generated, flags = arguments[:first], arguments[first:]
     if not generated and not {"-h", "--help"} & set(flags):
-        raise ConfigError(f"no folder given before the flags; expected: {USAGE}")
+        hint = f"; a name that starts with a dash is written ./{flags[0]}" if flags and Path(flags[0]).exists() else ""
+        raise ConfigError(f"no folder given before the flags{hint}; expected: {USAGE}")
     wanted = parsed(ScoreCommand, flags, "dragon score FOLDER...")
+    for flag in ("exemplars", "metrics", "encoder"):
+        if f"--{flag}" in flags and not getattr(wanted, flag):
+            raise ConfigError(f"--{flag} is given without a value; name one or more, or leave it out")
     _check_outputs({"out": (wanted.out, ".json"), "songs": (wanted.songs, ".csv"), "picture": (wanted.picture, ".png")})
 
     from dragon.measure import score

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dragon.encoders.windows import BATCH, Windows, mono
+from dragon.encoders.windows import BATCH, Windows, mono, without_zeros
 from dragon.errors import ConfigError
 from dragon.media import Media
 
@@ -79,6 +79,4 @@ def frames_of_channels(wave: Tensor, rule: Windows | WholeFrames, frames: Callab
     at_once = max(1, min(BATCH, SAMPLES_AT_ONCE // windows.samples))
     with torch.no_grad():
         found = torch.cat([frames(part) for part in cut.flatten(0, 1).split(at_once)])
-    each, heard = found.shape[1], windows.samples - windows.zeros(total)
-    flat = found.reshape(clips, -1, found.shape[2])
-    return flat[:, : flat.shape[1] - (each - math.ceil(each * heard / windows.samples))]
+    return without_zeros(found.unflatten(0, (clips, -1)), windows, total)

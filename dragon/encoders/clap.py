@@ -19,7 +19,8 @@ from torch import Tensor
 
 from dragon.encoders import windows as window_rule
 from dragon.encoders.identity import fingerprint, weights_hash
-from dragon.encoders.pretrained import reading
+from dragon.encoders.pretrained import load_model, reading
+from dragon.encoders.vectors import caption_vectors
 from dragon.encoders.windows import Windows
 from dragon.errors import ConfigError
 from dragon.media import Media
@@ -105,11 +106,7 @@ class WindowedClap:
         return frames, torch.nn.functional.normalize(frames.mean(dim=1), dim=-1)
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
-        distinct = list(dict.fromkeys(prompts))  # k samples share a prompt: embed it once
-        with torch.no_grad():
-            rows = torch.cat([self._network.embed_text(distinct[i : i + 64]) for i in range(0, len(distinct), 64)])
-        place = {prompt: row for row, prompt in enumerate(distinct)}
-        return rows[torch.tensor([place[prompt] for prompt in prompts], device=rows.device)].float()
+        return caption_vectors(prompts, self._network.embed_text)
 
     def _wave(self, media: Media) -> Tensor:
         return window_rule.mono(media, RATE, self.name).to(self._device)
@@ -137,10 +134,10 @@ class Clap(WindowedClap):
         windows: Windows | Mapping[str, Any] | None = None,
         device: str = "cpu",
     ) -> None:
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, ClapModel
 
         _check_front_end(model)
-        loaded = _load(model)
+        loaded = load_model(ClapModel, model, "clap", device, computed=_COMPUTED)
         super().__init__(
             "clap",
             TransformersClap(loaded, lambda: AutoTokenizer.from_pretrained(model), model, "clap", device),
@@ -256,25 +253,6 @@ def _rule(name: str, windows: Windows | Mapping[str, Any] | None) -> Windows:
     if rule.samples > SAMPLES:
         raise ConfigError(f"encoder {name!r}: windows of {rule.samples} samples; CLAP hears at most {SAMPLES} (10 s)")
     return rule
-
-
-def _load(model: str) -> Any:
-    from transformers import ClapModel
-
-    loaded, info = reading(
-        lambda: ClapModel.from_pretrained(model, output_loading_info=True, dtype=torch.float32),
-        model,
-        "clap",
-        "a CLAP",
-    )
-    lacking = sorted(str(key) for key in info["missing_keys"] if not str(key).endswith(_COMPUTED))
-    lacking += sorted(str(key[0]) for key in info["mismatched_keys"])
-    if lacking:
-        raise ConfigError(
-            f"encoder 'clap': {model!r} lacks {len(lacking)} weights of a CLAP or has them in another shape "
-            f"({', '.join(lacking[:4])}); it is another kind of model, or the file is incomplete"
-        )
-    return loaded
 
 
 def _check_front_end(model: str) -> None:

@@ -16,6 +16,7 @@ from dragon.encoders import windows
 from dragon.encoders.identity import fingerprint, weights_hash
 from dragon.encoders.images import BATCH, ImageInput, images
 from dragon.encoders.pretrained import architecture, load_model, reading
+from dragon.encoders.vectors import caption_vectors
 from dragon.media import Media
 
 
@@ -64,24 +65,18 @@ class ClipEncoder:
         return windows.checked(normalize(torch.cat(rows), dim=-1), media, self.name)
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
-        distinct = list(dict.fromkeys(prompts))  # k samples share a prompt: embed it once
-        longest = self._model.config.text_config.max_position_embeddings
-        rows = []
-        with torch.no_grad():
-            for start in range(0, len(distinct), BATCH):
-                tokens = self._tokenizer(
-                    distinct[start : start + BATCH],
-                    padding="max_length",  # always the same length: a caption's vector does not depend on its batch
-                    max_length=longest,
-                    truncation=True,
-                    return_tensors="pt",
-                ).to(self._device)
-                rows.append(
-                    _rows(self._model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]))
-                )
-        place = {prompt: row for row, prompt in enumerate(distinct)}
-        found = normalize(torch.cat(rows), dim=-1)
-        return found[torch.tensor([place[prompt] for prompt in prompts], device=found.device)].float()
+        return caption_vectors(prompts, self._read, BATCH)
+
+    def _read(self, captions: list[str]) -> Tensor:
+        tokens = self._tokenizer(
+            captions,
+            padding="max_length",  # always the same length: a caption's vector does not depend on its batch
+            max_length=self._model.config.text_config.max_position_embeddings,
+            truncation=True,
+            return_tensors="pt",
+        ).to(self._device)
+        found = self._model.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        return normalize(_rows(found), dim=-1)
 
 
 def _rows(found: Any) -> Tensor:

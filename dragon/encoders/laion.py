@@ -94,8 +94,15 @@ def clap_model(state: Mapping[str, Tensor], source: str) -> Any:
 
     check_kind(state, source, "clap-pt")
     _check_filters(state, source)
+    try:
+        config = clap_config(state)
+    except (KeyError, IndexError, ValueError) as error:  # a size is read from a weight that is not there
+        raise ConfigError(
+            f"encoder 'clap-pt': {source!r} lacks weights that tell the sizes of a CLAP ({error}); expected HTSAT with "
+            "RoBERTa, whole"
+        ) from error
     with no_init_weights(), torch.random.fork_rng(devices=[]):  # torch's own layers draw all the same
-        model = ClapModel(clap_config(state))
+        model = ClapModel(config)
     renamed = dict(_renamed(state))
     wanted = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
     lacking = sorted(key for key, value in wanted.items() if key not in renamed or renamed[key].shape != value.shape)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from dragon import registry
-from dragon.errors import PluginError
+from dragon.errors import ConfigError, PluginError
 from dragon.protocols import Encoder, JointEncoder
 
 EncoderSpec = str | Mapping[str, object] | Encoder
@@ -23,6 +24,8 @@ def get_encoder(encoder: EncoderSpec, *, device: str = "cpu") -> Encoder:
     if isinstance(encoder, Mapping):
         name, options = _named(encoder)
         made = registry.resolve("encoder", name)
+        if not callable(made):
+            raise PluginError(f"encoder {name!r} is {made!r}; expected a class or a function")
         if _takes_device(made):
             options = {"device": device} | options
         _check_options(made, name, options)
@@ -42,6 +45,26 @@ def get_joint_encoder(encoder: EncoderSpec, *, device: str = "cpu") -> JointEnco
             f"encoder {found.name!r} embeds no text; expected one with embed_clips and embed_text, such as 'mini'"
         )
     return found
+
+
+def kept_spec(spec: EncoderSpec) -> tuple[str, dict[str, object]]:
+    """Name and options as a file keeps them; where an encoder runs is no part of what it is. An object: "" and none.
+
+    Raises:
+        ConfigError: options that no file can keep.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, Mapping):
+        return "", {}
+    name, given = _named(spec)
+    options = {key: value for key, value in given.items() if key != "device"}
+    try:
+        return name, json.loads(json.dumps(options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"encoder options {options!r} cannot be kept in a file ({error}); expected texts and numbers"
+        ) from error
 
 
 def _named(spec: Mapping[str, object]) -> tuple[str, dict[str, object]]:

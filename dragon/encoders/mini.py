@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dragon.encoders import windows
 from dragon.encoders.identity import fingerprint
+from dragon.encoders.vectors import caption_vectors
 from dragon.media import Media
 
 
@@ -69,11 +70,7 @@ class _WindowedModel:
         return windows.checked(found, media, self.name)
 
     def embed_text(self, prompts: Sequence[str]) -> Tensor:
-        distinct = list(dict.fromkeys(prompts))  # k samples share a prompt: embed it once
-        with torch.no_grad():
-            rows = torch.cat([self._model.embed_text(distinct[i : i + 64]) for i in range(0, len(distinct), 64)])
-        place = {prompt: row for row, prompt in enumerate(distinct)}
-        return rows[torch.tensor([place[prompt] for prompt in prompts], device=rows.device)].float()
+        return caption_vectors(prompts, self._model.embed_text)
 
     def _frames(self, media: Media, of_window: Callable[[Tensor], Tensor]) -> Tensor:
         return windows.checked(windows.frames_of_windows(self._wave(media), self._windows, of_window), media, self.name)

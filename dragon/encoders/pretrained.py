@@ -25,19 +25,24 @@ _ORIGIN = {
 }  # fmt: skip
 
 
-def load_model(kind: Any, source: str, encoder: str, device: str, **options: object) -> Any:
+def load_model(
+    kind: Any, source: str, encoder: str, device: str, *, computed: tuple[str, ...] = (), **options: object
+) -> Any:
     """`kind.from_pretrained(source)` of a transformers or diffusers class, on `device`.
+
+    computed: ends of the names of what the model counts itself and a file may lack.
 
     Raises:
         ConfigError: it cannot be loaded, has weights of another shape, or lacks some.
     """
     load = partial(kind.from_pretrained, source, output_loading_info=True, **options)
     model, info = reading(load, source, encoder, "a model")
-    missing = sorted(str(key) for key in info["missing_keys"] if not str(key).endswith(TRAINING_ONLY))
+    missing = sorted(str(key) for key in info["missing_keys"] if not str(key).endswith((*TRAINING_ONLY, *computed)))
+    missing += sorted(str(key[0]) for key in info["mismatched_keys"])
     if missing:
         raise ConfigError(
-            f"encoder {encoder!r}: {source!r} lacks {len(missing)} weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])}); it holds another kind of model, or is incomplete"
+            f"encoder {encoder!r}: {source!r} lacks {len(missing)} weights of {type(model).__name__} or has them in "
+            f"another shape ({', '.join(missing[:3])}); it holds another kind of model, or is incomplete"
         )
     return model.to(device, torch.float32).eval().requires_grad_(False)
 

@@ -40,7 +40,7 @@ class VaeEncoder:
                 f"encoder 'vae': the pipeline {model!r} has no part 'vae'; give the folder of its autoencoder"
                 " (a pipeline of dragon.mini: use encoder 'mini-codec' with option folder)"
             )
-        part = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
+        part: dict[str, Any] = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
         source = str(folder) if folder.is_dir() else model
         kind = reading(lambda: _kind(source, part), source, self.name, "an autoencoder")
         loaded = load_model(kind, source, self.name, device, **part)
@@ -82,7 +82,7 @@ class VaeEncoder:
         return _mean(self._vae, wave.contiguous()).transpose(1, 2)
 
 
-def _kind(source: str, part: dict[str, str]) -> Any:
+def _kind(source: str, part: dict[str, Any]) -> Any:
     """The class that the configuration names. (diffusers' AutoModel cannot tell which weights were missing.)"""
     import diffusers
 

@@ -100,11 +100,15 @@ class Windows:
 
 def frames_of_windows(wave: Tensor, windows: Windows, frames: Callable[[Tensor], Tensor]) -> Tensor:
     """(b, s, f): `frames` (n, samples) -> (n, s', f) over all windows of each clip, one after another."""
-    found = _apply(windows.cut(wave), frames)  # (b, w, s', f)
-    each, heard = found.shape[2], windows.samples - windows.zeros(wave.shape[-1])
-    cut = each - math.ceil(each * heard / windows.samples)
+    return without_zeros(_apply(windows.cut(wave), frames), windows, wave.shape[-1])
+
+
+def without_zeros(found: Tensor, windows: Windows, total: int) -> Tensor:
+    """(b, w, s', f) frames of the windows of clips of `total` samples -> (b, s, f): the last one's without those that
+    lie wholly in zeros."""
+    each, heard = found.shape[2], windows.samples - windows.zeros(total)
     flat = found.flatten(1, 2)
-    return flat[:, : flat.shape[1] - cut]
+    return flat[:, : flat.shape[1] - (each - math.ceil(each * heard / windows.samples))]
 
 
 def clips_of_windows(wave: Tensor, windows: Windows, embed: Callable[[Tensor], Tensor]) -> Tensor:

@@ -57,11 +57,14 @@ def interval_of(measured: Measured, seed: int = 0) -> tuple[Interval, str] | Non
 
 
 def difference(first: Measured, second: Measured, paired: bool, seed: int = 0) -> Difference | None:
-    """First minus second; None where one of them has no interval.
+    """First minus second; None where one of them has nothing to make an interval of, or where they differ and neither
+    changes with its clips (1 and 0.5, whichever are left out): then nothing is known of how much others would change.
 
     paired: clip i of both is the same one, made twice. A metric with an error of its own is compared unpaired.
     """
     value = first.value - second.value
+    if value != 0 and _never_changes(first) and _never_changes(second):
+        return None
     if first.scores is not None and second.scores is not None:
         if paired:
             both = first.scores - second.scores
@@ -95,6 +98,12 @@ def standard_error(measured: Measured) -> tuple[float, int] | None:
     left_out = measured.replicates
     groups = len(left_out)
     return float(np.sqrt((groups - 1) / groups * np.square(left_out - left_out.mean()).sum())), groups - 1
+
+
+def _never_changes(measured: Measured) -> bool:
+    """Whether all clips have one score, or the value is the same without any group of them."""
+    rows = measured.replicates if measured.scores is None else measured.scores[~np.isnan(measured.scores)]
+    return rows is not None and len(rows) > 0 and float(np.ptp(rows)) == 0
 
 
 def _two_sample(first: Floats, second: Floats, seed: int) -> tuple[float, float] | None:

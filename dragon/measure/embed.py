@@ -42,7 +42,9 @@ __all__ = ["Embedded", "Progress", "embed_folder"]
 Progress = Callable[[int, int, float, float], None]
 """(clips done, clips in all, clips a second of late, seconds left)."""
 
-_BATCH_SAMPLES = 1 << 24  # of all channels that one batch holds, unless one clip has more: 64 MiB
+BATCH_SAMPLES = 1 << 24
+"""Samples of all channels that one batch holds, unless one clip has more: 64 MiB."""
+
 _MARKS = 32  # calls that a rate is taken over
 
 
@@ -67,7 +69,7 @@ def embed_folder(
         encoder: all of them, each with its reason. With `skip_bad` only if nothing is left. After the first such file
         the others are only checked. NotFinite, ShapeError: an encoder gave NaN or the wrong shape, with the clip.
     """
-    if batch < 1 or min_seconds < 0 or not encoders:
+    if batch < 1 or not min_seconds >= 0 or not encoders:
         raise ConfigError(
             f"batch {batch}, min_seconds {min_seconds}, {len(encoders)} encoders; expected a batch of at least 1, "
             "min_seconds of at least 0 and at least one encoder"
@@ -156,7 +158,7 @@ class _Pass:
 
     def _full(self) -> bool:
         audio = self._waiting[0].audio
-        return audio is not None and (len(self._waiting) + 1) * audio.samples.size > _BATCH_SAMPLES
+        return audio is not None and (len(self._waiting) + 1) * audio.samples.size > BATCH_SAMPLES
 
     def flush(self) -> int:
         """Embeds the clips that wait. Returns how many."""

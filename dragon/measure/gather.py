@@ -49,6 +49,18 @@ class Gathered:
         for reference in self.references[0]:
             if isinstance(reference, FolderReference) and reference.embedded.bad:
                 found.append(f"{reference.name}: {len(reference.embedded.bad)} files left out")
+        cut = {
+            r.name: r.exemplars.settings.get("seconds")
+            for row in self.references
+            for r in row
+            if isinstance(r, SetReference)
+        }
+        found += [
+            f"exemplar set {name!r} was cut into pieces of {seconds:g} s before its encoder heard them, and clips are "
+            "heard whole here, which can move a distance; build it again without --seconds"
+            for name, seconds in cut.items()
+            if isinstance(seconds, int | float)
+        ]
         return found
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from dragon.audio import Audio
-from dragon.errors import NotFinite, PluginError, ShapeError
+from dragon.errors import DragonError, NotFinite, PluginError, ShapeError
 from dragon.intervals import Floats
 from dragon.measure.captions import Captioned
 from dragon.measure.clips import read_ahead
-from dragon.measure.embed import Embedded, Progress
+from dragon.measure.embed import BATCH_SAMPLES, Embedded, Progress
 from dragon.measure.measured import Measured
 from dragon.measure.sides import Clips
 from dragon.media import Media
@@ -51,33 +51,39 @@ def judge(
     with torch.no_grad():  # also gives gradients back if a reward switches them off for the whole process
         for media in _batches(clips, captioned, batch):
             for reward, rows in zip(rewards, found, strict=True):
-                rows.append(_features(reward, media) if isinstance(reward, SetReward) else _scores(reward, media))
+                try:
+                    rows.append(_features(reward, media) if isinstance(reward, SetReward) else _scores(reward, media))
+                except DragonError:
+                    raise
+                except Exception as error:  # the reward's own fault, whose author needs the traceback
+                    error.add_note(f"raised by metric {reward.name!r} for clip {done} ({clips.names[done]}) of the set")
+                    raise
             done += len(media)
             if progress is not None:
                 rate = done / max(time.monotonic() - start, 1e-9)
                 progress(done, len(clips), rate, (len(clips) - done) / rate)
     return [
-        _of_set(reward, rows, groups) if isinstance(reward, SetReward) else _of_clips(reward, torch.cat(rows))
+        _of_set(reward, rows, groups) if isinstance(reward, SetReward) else _of_clips(reward, torch.cat(rows), clips)
         for reward, rows in zip(rewards, found, strict=True)
     ]
 
 
 def _batches(clips: Embedded, captioned: Captioned | None, batch: int) -> Iterator[Media]:
-    """Consecutive clips of one shape and rate together."""
+    """Consecutive clips of one shape and rate together, as many as `batch` and BATCH_SAMPLES let in."""
     jobs = [partial(clips.audio, clip) for clip in range(len(clips))]
     with closing(read_ahead(jobs, lambda clip: clip.samples.nbytes)) as decoded:
         held: list[tuple[int, Audio]] = []
         for index, clip in enumerate(decoded):
-            if held and (len(held) == batch or held[-1][1].rate != clip.rate or _shape(held[-1][1]) != _shape(clip)):
+            if held and (
+                len(held) == batch
+                or (held[-1][1].rate, held[-1][1].samples.shape) != (clip.rate, clip.samples.shape)
+                or (len(held) + 1) * clip.samples.size > BATCH_SAMPLES
+            ):
                 yield _media(held, captioned)
                 held = []
             held.append((index, clip))
         if held:
             yield _media(held, captioned)
-
-
-def _shape(clip: Audio) -> tuple[int, ...]:
-    return clip.samples.shape
 
 
 def _media(held: list[tuple[int, Audio]], captioned: Captioned | None) -> Media:
@@ -88,25 +94,34 @@ def _media(held: list[tuple[int, Audio]], captioned: Captioned | None) -> Media:
     return Media(tensor, prompts, held[0][1].rate, columns)
 
 
+def _tensor(reward: Reward, found: object) -> Tensor:
+    if not isinstance(found, Tensor):
+        raise PluginError(f"metric {reward.name!r} gave {type(found).__name__}; expected a torch.Tensor")
+    return found.detach().to("cpu")
+
+
 def _scores(reward: InstanceReward, media: Media) -> Tensor:
-    found = reward.score(media).detach().to("cpu", torch.float64)
+    found = _tensor(reward, reward.score(media)).to(torch.float64)
     if found.shape != (len(media),):
         raise PluginError(f"metric {reward.name!r} gave shape {tuple(found.shape)} for {len(media)} clips")
     return found
 
 
 def _features(reward: SetReward, media: Media) -> Tensor:
-    found = reward.embed(media).detach().to("cpu")
+    found = _tensor(reward, reward.embed(media))
     if found.ndim != 3 or len(found) != len(media):
         raise PluginError(f"metric {reward.name!r} gave features {tuple(found.shape)} for {len(media)} clips")
     return found
 
 
-def _of_clips(reward: InstanceReward, scores: Tensor) -> Measured:
+def _of_clips(reward: InstanceReward, scores: Tensor, clips: Embedded) -> Measured:
     bad = scores.isinf() if reward.abstains else ~scores.isfinite()
     if bool(bad.any()):
         row = int(bad.nonzero()[0, 0])
-        raise NotFinite(f"metric {reward.name!r} gave {float(scores[row])} for clip {row}; expected a finite score")
+        raise NotFinite(
+            f"metric {reward.name!r} gave {float(scores[row])} for {clips.names[row]}; expected a finite score, "
+            "or NaN for no opinion where `abstains` is True"
+        )
     heard = scores[~scores.isnan()]
     if not len(heard):
         raise NotFinite(f"metric {reward.name!r} has no opinion on any clip; leave it out, or give what it asks for")

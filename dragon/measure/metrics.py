@@ -63,9 +63,10 @@ class Fad:
             # the bias of a Frechet distance falls as 1 / n, which is what a jack-knife's estimate of it assumes
             bias = (len(replicates) - 1) * (float(replicates.mean()) - value)
             facts["jackknife_bias"] = bias
-            if bias > 0.1 * value and not warnings:
+            if bias > 0.1 * value > 0 and not warnings:
+                share = f"about {bias:.3g} of its {value:.4g}" if bias < value else f"all of its {value:.4g}"
                 warnings.append(
-                    f"fad of {side.name!r}: about {bias:.3g} of its {value:.4g} comes from having only {len(side)} "
+                    f"fad of {side.name!r}: {share} comes from having only {len(side)} "
                     "clips (jack-knife); compare sets of one size only, make more clips, or take kad"
                 )
         return [
@@ -103,10 +104,12 @@ class FadInfinity:
         rows, _ = side.frames(self.frames, self.seed)
         groups = max(4, min(12, len(side.groups)))
         found = frechet_distance_infinity(rows, reference.gaussian, draws=self.draws, groups=groups, seed=self.seed)
-        error = (found.high - found.low) / 2 / float(t.ppf(0.975, groups - 1))
+        error = ((found.high - found.low) / 2 / float(t.ppf(0.975, groups - 1)), groups - 1)
         keys = ("n", "reference_n", "d", "ddof", "sizes", "distances", "slope", "r_squared", "draws", "groups", "seed")
         facts = {key: getattr(found, key) for key in keys}
-        return [Measured("fad_inf", found.value, "lower", error=(error, groups - 1), facts=facts)]
+        # its blocks of rows then part the frames of a clip, which are no independent draws
+        few = len(side) < groups
+        return [Measured("fad_inf", found.value, "lower", error=None if few else error, facts=facts)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ class Kad:
         h = reference.bandwidth if self.bandwidth is None else self.bandwidth
         h = median_distance(other) if h is None else h
         if not (h > 0 and np.isfinite(h)):
-            raise ConfigError(f"bandwidth {h:g}: most frames of the reference are equal; give the option bandwidth")
+            cause = "expected above 0" if self.bandwidth is not None else "most frames of the reference are equal"
+            raise ConfigError(f"bandwidth {h:g}: {cause}; give the option bandwidth")
         value, replicates = kernel_without(rows, side.labels[clips], len(side.groups), other, h)
         facts = {"n": len(rows), "reference_n": len(other), "d": rows.shape[1], "bandwidth": h, "seed": self.seed}
         return [Measured("kad", value, "lower", replicates, facts=facts)]

@@ -69,6 +69,9 @@ def read_request(
     device: str,
 ) -> Request:
     """Raises ConfigError with every problem of names and options, and every metric that lacks what it needs."""
+    from dragon.build import check_device
+
+    check_device(device)
     problems: list[str] = []
     notes: list[str] = []
     named = read_sets(generated, problems)
@@ -81,6 +84,8 @@ def read_request(
         for reward in wanted[1]
         if isinstance(reward, PromptCosine) and not captions
     ]
+    if captions and not wanted[1] and not any("captions" in metric.needs for metric in wanted[0]):
+        notes.append("the captions are read by no metric; clap does, and rewards of prompt fit (clap_score)")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(
@@ -118,7 +123,8 @@ def _metrics(
         try:
             made = make_metric(spec, device)
         except DragonError as error:
-            problems.append(str(error))
+            first, *rest = str(error).splitlines()
+            problems += [line.strip() for line in rest] if first.endswith("in the configuration:") else [str(error)]
             continue
         if made.name in [other.name for other in (*found[0], *found[1])]:
             problems.append(f"metric {made.name!r} is given twice; give it once, or another name among its options")

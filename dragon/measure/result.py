@@ -165,8 +165,10 @@ def table(result: ScoreResult) -> str:
         lines.append("")
     unsure = [p for p in result.pairs if not p.difference.significant]
     if result.pairs:
+        count = len(result.pairs)
+        many = f"{count} differences, each tested" if count > 1 else "1 difference, tested"
         lines.append(
-            f"{len(result.pairs)} differences, each tested at 95 % (expect one in twenty of equal sets to look real); "
+            f"{many} at 95 % (expect one in twenty of equal sets to look real); "
             f"not significant: {len(unsure) or 'none'}"
         )
         lines += [f"  {_difference(p)}" for p in unsure]
@@ -210,6 +212,8 @@ def _mark(value: Value, best: Value, result: ScoreResult) -> str:
     """What the last column says of a set beside the best one."""
     if value is best:
         return "best"
+    if value.value == best.value:
+        return "equal"
     for pair in result.pairs:
         same = (pair.metric, pair.encoder, pair.reference) == (value.metric, value.encoder, value.reference)
         if same and {pair.first, pair.second} == {value.set, best.set}:
@@ -230,7 +234,7 @@ def _difference(pair: Pair) -> str:
 def number(value: float) -> str:
     """Four significant digits, no exponent where that is readable."""
     if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
+        return f"{value + 0.0:g}"  # never -0
     digits = 3 - math.floor(math.log10(abs(value)))
     return f"{value:.{max(0, digits)}f}" if -1 <= digits <= 7 else f"{value:.3e}"
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from pathlib import Path
 
 from dragon.encoders.lookup import EncoderSpec
-from dragon.errors import DragonError
+from dragon.errors import ConfigError, DragonError
 from dragon.exemplars.sets import ExemplarSet
 from dragon.intervals import LEVEL
 from dragon.measure.captions import Captioned, CaptionFile, read_captions
@@ -29,7 +28,7 @@ from dragon.measure.provenance import provenance
 from dragon.measure.request import MetricSpec, Request, read_request
 from dragon.measure.result import Pair, ScoreResult, Song, Value
 from dragon.measure.sides import GROUPS, Reference, Side, split_groups
-from dragon.measure.store import EmbeddingStore, default_folder
+from dragon.measure.store import EmbeddingStore
 from dragon.protocols import JointEncoder
 
 
@@ -68,8 +67,8 @@ def score(
         for name, source in request.sets.items():
             files = find_clips(source)
             rows.of([file.name for file in files], [file.path for file in files], name)
-    split_groups(2, groups)  # a wrong number is known now
-    store = _store(cache)
+    split_groups(2, groups, seed)  # a wrong number is known now
+    store = EmbeddingStore.named(cache)
     heard = gather(request, store, skip_bad, min_seconds, batch, progress)
     run = _Run(request, heard, rows, groups, seed)
     run.measure()
@@ -89,6 +88,7 @@ class _Run:
         self._found: dict[tuple[str, str, str], dict[str, Measured]] = {}  # metric, encoder, reference -> set -> value
         self._songs: dict[str, dict[str, Measured]] = {}  # column -> set -> values
         self._projection: Projection | None = None
+        self._failed: list[DragonError] = []  # all are told at once: what was embedded is in the store
 
     def measure(self) -> None:
         for number, label in enumerate(self._request.labels):
@@ -104,6 +104,10 @@ class _Run:
                     self._add(SongFad(), label, sides, reference, songs_only=True)
             if self._projection is None:
                 self._projection = project(sides, references[0] if references else None, self._seed)
+        if len(self._failed) > 1:
+            raise ConfigError("\n".join(["no score:", *(f"  {error}" for error in self._failed)])) from self._failed[0]
+        for error in self._failed:
+            raise error
 
     def judge(self, batch: int, progress: Progress | None) -> None:
         if not self._request.rewards:
@@ -156,7 +160,10 @@ class _Run:
             try:
                 measured = metric.measure(side, reference)
             except DragonError as error:
-                raise type(error)(f"metric {metric.name} of {side.name!r} by {label!r}: {error}") from error
+                failed = type(error)(f"metric {metric.name} of {side.name!r} by {label!r}: {error}")
+                failed.__cause__ = error
+                self._failed.append(failed)
+                continue
             for one in measured:
                 self._keep(one, side.name, label, against, songs_only)
 
@@ -182,13 +189,8 @@ class _Run:
         return rows
 
 
-def _store(cache: str | os.PathLike[str] | None) -> EmbeddingStore:
-    if cache is None or os.fspath(cache) == "none":
-        return EmbeddingStore(None)
-    return EmbeddingStore(default_folder() if os.fspath(cache) == "default" else Path(cache))
-
-
 def _intervals_note(values: Sequence[Value], reference: bool) -> str:
     how = sorted({value.interval for value in values if value.interval})
+    none = "none: too few clips, or clips that do not differ"
     held = "; the reference is held fixed" if reference else ""
-    return f"{100 * LEVEL:.0f} % intervals: {', '.join(how) or 'none, too few clips'}{held}"
+    return f"{100 * LEVEL:.0f} % intervals: {', '.join(how) or none}{held}"

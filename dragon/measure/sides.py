@@ -154,10 +154,12 @@ def split_groups(clips: int, count: int = GROUPS, seed: int = 0) -> tuple[Clips,
     together.
 
     Raises:
-        ConfigError: fewer than two groups asked for.
+        ConfigError: fewer than two groups asked for, or a negative seed.
     """
     if count < 2:
         raise ConfigError(f"groups is {count}; a jack-knife needs at least 2, better {GROUPS}")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; expected 0 or more")
     order = np.random.default_rng(seed).permutation(clips)
     return tuple(np.array_split(order, min(count, clips)))
 

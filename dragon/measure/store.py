@@ -50,13 +50,23 @@ class EmbeddingStore:
     """Features of clips in `folder`; None: in a temporary folder that is removed with the last user of this object."""
 
     def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="dragon-embeddings-") if folder is None else None
-        self.folder = Path(self._temporary.name if self._temporary else os.fspath(folder or "."))
+        self._temporary = None
+        if folder is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="dragon-embeddings-")
+            folder = self._temporary.name
+        self.folder = Path(folder).expanduser()
 
     @property
     def kept(self) -> bool:
         """Whether the features outlive this object."""
         return self._temporary is None
+
+    @staticmethod
+    def named(cache: str | os.PathLike[str] | None) -> EmbeddingStore:
+        """A folder; None or "none": a temporary one; "default": `default_folder()`."""
+        if cache is None or os.fspath(cache) == "none":
+            return EmbeddingStore(None)
+        return EmbeddingStore(default_folder() if os.fspath(cache) == "default" else cache)
 
     def shelf(self, encoder: Encoder) -> Shelf:
         """The place of one encoder's features."""

@@ -259,7 +259,7 @@ def test_missing_weights_are_named_and_positions_are_none(folder: Path, encoder:
     assert len(counted) > 2 and Clap(str(place)).fingerprint == encoder.fingerprint
     del weights["text_projection.linear1.bias"]
     save_file(weights, place / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match=r"lacks 1 weights of a CLAP .*text_projection\.linear1\.bias"):
+    with pytest.raises(ConfigError, match=r"lacks 1 weights of ClapModel .*text_projection\.linear1\.bias"):
         Clap(str(place))
 
 
@@ -268,7 +268,7 @@ def test_other_fusions_and_places_are_refused(folder: Path, clap_models: ModuleT
     model.config.audio_config.fusion_type = "iaff_2d"
     with pytest.raises(ConfigError, match="trained with fusion 'iaff_2d'; expected aff_2d or none"):
         TransformersClap(model, lambda: None, "here", "clap", "cpu")
-    with pytest.raises(ConfigError, match=r"encoder 'clap': a CLAP cannot be read from '.*nowhere'"):
+    with pytest.raises(ConfigError, match=r"encoder 'clap': a model cannot be read from '.*nowhere'"):
         Clap(str(tmp_path / "nowhere"))
 
 

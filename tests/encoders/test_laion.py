@@ -175,6 +175,9 @@ def test_missing_and_unknown_weights_are_named(state):
     lacking = without(state, r"layers\.0\.blocks\.1\.attn\.qkv\.bias")
     with pytest.raises(ConfigError, match=r"lacks 3 weights of a CLAP \(.*key\.bias.*\) and has 0 of another model"):
         clap_model(lacking, "here")
+    for pattern in (r"audio_branch\.layers\.", r"text_branch\.encoder\.", r"audio_branch\.bn0"):
+        with pytest.raises(ConfigError, match="lacks weights that tell the sizes of a CLAP"):
+            clap_model(without(state, pattern), "here")
     with pytest.raises(ConfigError, match=r"has 1 of another model \(audio_model\.audio_encoder\.extra\)"):
         clap_model(state | {"audio_branch.extra": torch.ones(1)}, "here")
 

@@ -377,3 +377,21 @@ def test_a_mistake_is_one_message_and_leaves_no_file(folder: Path, capsys, argum
 def test_help_needs_neither_name_nor_source(capsys, action: str):
     status, out, _ = dragon(capsys, action, "--help")
     assert status == 0 and "--encoder" in out and "--best" in out
+
+
+def test_what_was_left_out_is_told_and_a_bad_file_is_named_once(folder, capsys):
+    (folder / "my music" / "empty.wav").write_bytes(b"")
+    status, _, err = dragon(capsys, "build", "mine", "my music", *EARS)
+    assert status == 2 and "\n  empty.wav: empty (0 bytes)" in err
+    _, out, _ = dragon(capsys, "build", "mine", "my music", *EARS, "--skip_bad")
+    assert "; 1 left out (dragon exemplars show tells why)" in out
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_heard(capsys):
+    for flags, text in (
+        (("--out", "mine.json"), "mine.json: expected a name that ends in .safetensors"),
+        (("--keep_frames", "-1"), "--keep_frames -1; expected a number"),
+        (("--device", "cuda:77"), "'cuda:77' is not there"),
+    ):
+        status, _, err = dragon(capsys, "build", "mine", "nowhere at all", *flags)
+        assert status == 2 and text in err

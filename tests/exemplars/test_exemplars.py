@@ -327,7 +327,7 @@ def test_encoder_options_that_no_file_can_keep_are_refused(tmp_path: Path, monke
         "from dragon.encoders.spectral import Spectral\n\ndef ears(thing):\n    return Spectral()\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="cannot be kept in a set"):
+    with pytest.raises(ConfigError, match="cannot be kept in a file"):
         build_from_media(media(2), {"name": "ears2.py:ears", "options": {"thing": object()}}, "noise")
 
 

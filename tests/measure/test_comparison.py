@@ -103,6 +103,11 @@ def test_where_no_clip_matters_nothing_is_known():
     """A precision of 0 that stays 0 whichever clips are left out is no certainty."""
     assert interval_of(of_set([0.0, 0.0, 0.0])) is None
     assert interval_of(of_clips([1.0, 1.0])) is None
+    for kind in (of_set, of_clips):
+        for paired in (True, False):
+            assert difference(kind([1.0, 1.0, 1.0]), kind([0.5, 0.5, 0.5]), paired) is None
+            same = difference(kind([1.0, 1.0, 1.0]), kind([1.0, 1.0, 1.0]), paired)
+            assert same is not None and not same.significant
 
 
 def test_one_clip_has_no_interval_and_no_difference():

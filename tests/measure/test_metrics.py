@@ -139,6 +139,14 @@ def test_fad_inf_is_the_function_on_the_clips_group_by_group():
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high)) and "own" in how
 
 
+def test_fad_inf_of_too_few_clips_to_leave_any_out_has_no_interval():
+    """Its four blocks of rows would part the frames of a clip, and the interval be too narrow."""
+    found = measure(FadInfinity(), draw(2, clips=3, frames=(20, 30)), TARGET)["fad_inf"]
+    assert np.isfinite(found.value) and interval_of(found) is None
+    four = measure(FadInfinity(), draw(2, clips=4, frames=(20, 30)), TARGET)["fad_inf"]
+    assert interval_of(four) is not None
+
+
 def test_clap_pairs_each_clip_with_its_caption():
     songs = [10 * torch.eye(4)[[i % 4]].repeat(3, 1).numpy() for i in range(8)]
     fitting = tuple("x" * (i % 4) for i in range(8))

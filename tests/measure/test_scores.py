@@ -169,6 +169,20 @@ def test_rewards_hear_the_clips_with_captions_and_columns(place):
     assert [song.scores["told"] for song in found.songs][2:5] == [2.0, None, 4.0]
 
 
+def test_rewards_are_handed_no_more_at_once_than_fits(place, monkeypatch):
+    sizes = []
+
+    def told(clips, prompts):
+        sizes.append(len(clips))
+        return [float(clip.samples[0, 0]) for clip in clips]
+
+    whole = scored(place, "near", metrics=["fad", told])
+    assert sizes == [8, 4]
+    monkeypatch.setattr("dragon.measure.judged.BATCH_SAMPLES", 3 * 2 * 19_200)
+    few = scored(place, "near", metrics=["fad", told])
+    assert sizes[2:] == [3, 3, 3, 3] and float(few["told"]) == float(whole["told"])
+
+
 def test_a_reward_of_sets_is_a_metric_of_the_set(place):
     found = scored(place, ["near", "far"], metrics=[SetVendi(Spectral(bands=16))])
     value = found.values[0]
@@ -235,6 +249,13 @@ class TestWarnings:
         assert any("fad depends on the number of clips" in t and "few 6, near 12" in t for t in found.warnings)
         assert not any(text.startswith("kad depends") for text in found.warnings)
         assert not any(pair.difference.paired for pair in found.pairs)  # other names: independent sets
+
+    def test_exemplars_that_were_cut_before_their_encoder_heard_them(self, place):
+        for seconds in (None, 0.5):
+            made = build_from_folder(place / "reference", Spectral(bands=16), "tones", seconds=seconds)
+            found = scored(place, "near", made, metrics=("fad",))
+            told = [text for text in found.warnings if "'tones' was cut into pieces of 0.5 s" in text]
+            assert len(told) == (seconds is not None)
 
     def test_few_frames(self, place):
         found = scored(place, "near", encoder={"name": "spectral", "options": {"bands": 64, "hop": 16_000}})
@@ -335,7 +356,7 @@ class TestErrors:
                 return self.answer(len(media))
 
         for answer, error, part in (
-            (lambda n: torch.full((n,), torch.nan), NotFinite, "'broken' gave nan for clip 0"),
+            (lambda n: torch.full((n,), torch.nan), NotFinite, "'broken' gave nan for 00.wav"),
             (lambda n: torch.zeros(n, 2), PluginError, "'broken' gave shape"),
         ):
             with pytest.raises(error, match=part):
@@ -380,3 +401,54 @@ print("loaded:", *[name for name in ("diffusers", "peft", "accelerate", "transfo
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert "mini, 128" in done.stdout and "spectral, 64" in done.stdout and done.stdout.splitlines()[-1] == "loaded:"
+
+
+def test_every_metric_that_cannot_be_computed_is_told_at_once(place):
+    with pytest.raises(ConfigError, match=r"(?s)no score:.*metric fad_inf of 'near'.*metric prdc of 'near'.*k is 50"):
+        scored(place, "near", metrics=({"name": "prdc", "options": {"k": 50}}, "fad_inf")[::-1], encoder="mini")
+    with pytest.raises(ShapeError, match="^metric fad_inf of 'near'"):
+        scored(place, "near", metrics=("fad_inf",), encoder="mini")
+
+
+def test_a_fault_of_a_reward_names_the_clip(place):
+    class Broken:
+        name, abstains = "broken", False
+
+        def score(self, media):
+            return self.found(media)
+
+        def found(self, media):
+            return None
+
+    with pytest.raises(PluginError, match="metric 'broken' gave NoneType; expected a torch.Tensor"):
+        scored(place, "near", None, metrics=[Broken()])
+    broken = Broken()
+    broken.found = lambda media: torch.full((len(media),), torch.nan, dtype=torch.float64)
+    with pytest.raises(NotFinite, match=r"gave nan for 00.wav; expected a finite score, or NaN"):
+        scored(place, "near", None, metrics=[broken])
+    broken.found = lambda media: media.nothing
+    with pytest.raises(AttributeError) as error:
+        scored(place, "near", None, metrics=[broken])
+    assert error.value.__notes__ == ["raised by metric 'broken' for clip 0 (00.wav) of the set"]
+
+
+def test_equal_values_are_called_equal_and_zero_has_no_sign(place):
+    def zero(audio, prompts):
+        return [-0.0 for _ in audio]
+
+    text = str(scored(place, exemplars=None, metrics=[zero]))
+    assert "equal" in text and "not certainly" not in text and "-0" not in text
+    assert "clips that do not differ" in text
+
+
+def test_captions_that_nothing_reads_are_told_of(place):
+    captions = place / "captions.csv"
+    assert "read by no metric" in str(scored(place, "near", metrics=("fad",), captions=captions))
+    assert "read by no metric" not in str(scored(place, "near", None, ("clap",), captions=captions, encoder="mini"))
+
+
+@pytest.mark.parametrize(("option", "text"), [("seed", "seed is -1"), ("device", "'cuda:77' is not there")])
+def test_wrong_numbers_and_devices_are_known_before_anything_is_embedded(place, option, text):
+    with pytest.raises(ConfigError, match=text):
+        scored(place, "near", cache=place / "never", **{option: {"seed": -1, "device": "cuda:77"}[option]})
+    assert not (place / "never").exists()

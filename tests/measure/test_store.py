@@ -146,6 +146,14 @@ def test_without_a_folder_the_features_go_with_their_last_user():
     assert not folder.exists()
 
 
+def test_a_cache_is_a_folder_the_default_or_none(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DRAGON_CACHE", str(tmp_path / "all"))
+    assert EmbeddingStore.named("default").folder == tmp_path / "all" / "embeddings"
+    assert EmbeddingStore.named("~/mine").folder == tmp_path / "mine" and EmbeddingStore.named("~/mine").kept
+    assert not EmbeddingStore.named("none").kept and not EmbeddingStore.named(None).kept
+
+
 def test_the_default_folder_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("DRAGON_CACHE", str(tmp_path))
     assert default_folder() == tmp_path / "embeddings"

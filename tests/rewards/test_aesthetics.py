@@ -11,10 +11,11 @@ import torch
 from dragon import audio
 from dragon.cli import main
 from dragon.encoders.spectral import Spectral
+from dragon.encoders.vectors import clip_vectors
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.media import Media
 from dragon.protocols import InstanceReward
-from dragon.rewards.aesthetics import Aesthetics, AestheticsHead, clip_vectors, load_head
+from dragon.rewards.aesthetics import Aesthetics, AestheticsHead, load_head
 from dragon.testing import check_reward
 
 RATE = 8000
