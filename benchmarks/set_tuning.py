@@ -58,7 +58,7 @@ ROWS = (
         "own samples as exemplars",
         "mini_set_fad",
         "set_frechet",
-        _set("set_frechet", "mini_self"),
+        _set("set_frechet", "mini_self_open"),
         control=True,
     ),
     Row(
