@@ -58,7 +58,7 @@ ROWS = (
         "own samples as exemplars",
         "mini_set_fad",
         "set_frechet",
-        _set("set_frechet", "mini_self"),
+        _set("set_frechet", "mini_self_open"),
         control=True,
     ),
     Row(
@@ -96,7 +96,7 @@ def result(folder: Path) -> dict[str, object]:
 
 
 def over_seeds(runs: list[dict], reward: str, field: str, low: str, high: str) -> tuple[float, float, float]:
-    """A set reward's figure over seeds with a 95 % interval.
+    """A set reward's figure over seeds with a 95 % interval (a share's ends may lie beyond 0 and 1; tables cut them).
 
     Each run's own interval (over prompts) and the spread of seeds are added in squares; the first is not divided by
     the number of seeds, since all of them share the prompts and the base's samples.
@@ -199,7 +199,7 @@ def _moved(row: dict, name: str) -> str:
 
 
 def _win(row: dict, name: str) -> str:
-    mean, low, high = row["win_rate"][name]
+    mean, low, high = (min(max(share, 0), 1) for share in row["win_rate"][name])
     return f"{100 * mean:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 

@@ -2,7 +2,8 @@
 
 mini_music: all styles. mini_music_held_out: other works, to evaluate with. mini_music_clap: frames of
 the audio-text encoder. mini_disco, mini_lullaby: one style; mini_disco_held_out: other disco works.
-mini_self: the model's own samples, the control against which gain is read.
+mini_self: the model's own samples, the control against which gain is read; mini_self_open: those for prompts that name
+no style, the control of runs on such prompts.
 
 In the space that clips and captions share (fitted here first): mini_disco_shared, mini_music_shared and
 mini_self_shared are clips as above. mini_disco_text: two captions of each of mini_disco's works, each
@@ -53,9 +54,9 @@ def of_style(style: str, count: int, start: int) -> list[int]:
 
 
 @torch.no_grad()
-def own_samples(count: int) -> Iterator[Media]:
-    """The untuned model's samples for the training prompts."""
-    pipeline, texts = load_pipeline(), prompts("train")
+def own_samples(count: int, split: str = "train") -> Iterator[Media]:
+    """The untuned model's samples for the prompts of a split."""
+    pipeline, texts = load_pipeline(), prompts(split)
     for i in range(0, count, 50):
         generators = [torch.Generator().manual_seed(77_000_000 + j) for j in range(i, i + 50)]
         made = pipeline([texts[j % len(texts)] for j in range(i, i + 50)], 8, 2.0, generators, output_type="pt").audios
@@ -121,6 +122,7 @@ def main(work: Path, out: Path, only: list[str]) -> None:
         ),
         "mini_lullaby": clips(codec, renders(work, of_style("lullaby", 400, 0)), "renders of 400 lullaby works"),
         "mini_self": clips(codec, own_samples(500), own),
+        "mini_self_open": clips(codec, own_samples(1_000, "open_train"), "1000" + own[3:]),
         "mini_music_shared": clips(shared, renders(work, range(CLIPS)), "renders of 800 training works"),
         "mini_disco_shared": clips(shared, renders(work, disco), "renders of 400 disco works"),
         "mini_self_shared": clips(shared, own_samples(500), own),
