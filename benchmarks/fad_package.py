@@ -1,7 +1,7 @@
 """The Frechet distance beside the package frechet-audio-distance: values, and time from files to a number.
 
 Used by benchmarks/scoring_folders.py --compare. The package imports laion_clap, which asks a hub for the tokenizers and
-the settings of its text models: `local_hub` writes tiny ones where they are looked for. A package's number may be an
+a text model: `local_hub` writes tiny ones where they are looked for. A package's number may be an
 error instead; the table says so.
 """
 
@@ -34,7 +34,7 @@ CELLS = (  # frames, factor, common level, type
 def local_hub(folder: Path) -> None:
     """roberta-base, bart-base and bert-base-uncased with a few words, in the form of a hub's cache."""
     from tokenizers import ByteLevelBPETokenizer
-    from transformers import RobertaConfig
+    from transformers import RobertaConfig, RobertaModel
 
     def snapshot(name: str) -> Path:
         place = folder / f"models--{name.replace('/', '--')}"
@@ -44,15 +44,14 @@ def local_hub(folder: Path) -> None:
         found.mkdir(parents=True)
         return found
 
+    settings = RobertaConfig(vocab_size=300, num_hidden_layers=1, max_position_embeddings=514, type_vocab_size=1)
     for name in ("roberta-base", "facebook/bart-base"):
         words, place = ByteLevelBPETokenizer(), snapshot(name)
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
         words.train_from_iterator(["slow fast piano music"], vocab_size=300, special_tokens=special)
         words.save_model(str(place))
         (place / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
-        RobertaConfig(
-            vocab_size=300, num_hidden_layers=1, max_position_embeddings=514, type_vocab_size=1
-        ).save_pretrained(place)
+        RobertaModel(settings).save_pretrained(place)
     bert = snapshot("bert-base-uncased")
     (bert / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
     (bert / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')

@@ -1,6 +1,6 @@
 """What scoring a folder of audio costs, and where the time goes: docs/scoring_folders.md.
 
-    python benchmarks/scoring_folders.py                 # 200 and 2,000 clips with HTSAT-base: some 25 CPU-minutes
+    python benchmarks/scoring_folders.py                 # 200 and 2,000 clips with HTSAT-base: some 25 CPU minutes
     python benchmarks/scoring_folders.py --runs base:50 base:200 tiny:200 tiny:2000
     python benchmarks/scoring_folders.py --compare       # also beside the package frechet-audio-distance
 
@@ -280,7 +280,7 @@ def page() -> str:
     lines = [
         "# What scoring a folder costs",
         "",
-        f"Made by `python benchmarks/scoring_folders.py` on {rows[-1]['machine']}, one thread, while other work shared "
+        f"Made by `{made_by(rows, package is not None)}` on {rows[-1]['machine']}, one thread, while other work shared "
         f"the machine; {rows[-1]['versions']}. Synthetic clips (WAV, {SECONDS} s, {RATE / 1000:g} kHz, stereo) are "
         f"scored against a reference of {REFERENCE} others by {', '.join(METRICS)}, with nothing in the cache. Each "
         "row is one run, in a process of its own; times are CPU seconds, embedding and reading-ahead threads together, "
@@ -305,12 +305,27 @@ def page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def made_by(rows: list[dict[str, Any]], compared: bool) -> str:
+    listed = " ".join(f"{row['size']}:{row['clips']}" for row in rows)
+    runs = "" if listed == " ".join(RUNS) else f" --runs {listed}"
+    return f"python benchmarks/scoring_folders.py{runs}{' --compare' if compared else ''}"
+
+
 def not_run(rows: list[dict[str, Any]]) -> list[str]:
     """What the default form would have measured and this page has not."""
     names = {f"{row['size']}:{row['clips']}" for row in rows}
     lacking = [run.split(":") for run in RUNS if run not in names]
     listed = ", ".join(f"{count} clips with {NAMES[size]}" for size, count in lacking)
-    return [f"Not run here, though the default of the script: {listed}.", ""] if lacking else []
+    if not lacking:
+        return []
+    text = f"Not run here, though the default of the script: {listed}."
+    if any(row["size"] == "spectral" for row in rows):
+        text += (
+            " Whether memory is flat, the rows of `spectral` (no weights) tell: reading, store, metrics are the same. "
+            "A peak differs by some hundred MB from run to run, with how many clips wait to be embedded (270 MB at "
+            "most); vectors and distances of clips, which some metrics hold, grow with the clips."
+        )
+    return [text, ""]
 
 
 def table_of_parts(rows: list[dict[str, Any]]) -> list[str]:
@@ -336,7 +351,7 @@ def beside(found: dict[str, Any]) -> list[str]:
         "",
         f"{found['versions']}. The same frames, d = {fad_package.D}: relative error of either against singular values "
         "of the centred frames, and CPU time. Factor: all features times it; level: added to all features before. An "
-        "error is one at which the package's `score` returns -1.",
+        "error is one at which the package's `score` prints it and returns -1; whether it comes turns on rounding.",
         "",
         "| n | factor | level | type | ours | package |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -360,7 +375,7 @@ def percent(share: float | None, digits: int) -> str:
 def cell(figures: dict[str, Any]) -> str:
     """Error and time, for readers."""
     seconds = figures["seconds"]
-    text = figures.get("error") or f"{figures['relative_error']:.0e}"
+    text = f"stops: {figures['error'][:26]}" if "error" in figures else f"{figures['relative_error']:.0e}"
     return f"{text}, {1000 * seconds:.0f} ms"
 
 
