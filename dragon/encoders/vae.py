@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dragon.encoders import windows
-from dragon.encoders.channels import WholeFrames, channels, frames_of_channels
-from dragon.encoders.identity import fingerprint, weights_hash
-from dragon.encoders.pretrained import architecture, load_model, reading
+from dragon.encoders.channels import WholeFrames, frames_of_channels
+from dragon.encoders.latents import LatentEncoder
+from dragon.encoders.pretrained import load_model, reading
 from dragon.errors import ConfigError
-from dragon.media import Media
 
 
-class VaeEncoder:
+class VaeEncoder(LatentEncoder):
     """(b, s, f): the mean of the posterior, one frame every `hop` samples of the autoencoder (Stable Audio: 2048).
 
     model: hub id or folder of a pipeline (its part `vae` is loaded, nothing else), or the folder of an autoencoder.
@@ -42,44 +40,25 @@ class VaeEncoder:
             )
         part: dict[str, Any] = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
         source = str(folder) if folder.is_dir() else model
-        kind = reading(lambda: _kind(source, part), source, self.name, "an autoencoder")
-        loaded = load_model(kind, source, self.name, device, **part)
-        self._rate, self._channels, hop = _hearing(loaded, model)
-        self._vae, self._device = loaded, device
-        self._windows = WholeFrames.of(seconds, self._rate, hop, self.name)
-        probe = frames_of_channels(
-            torch.zeros(1, self._channels, hop, device=device),
-            WholeFrames(1, hop),
-            self._frames,
+        kind = reading(lambda: _kind(source, part), source, "vae", "an autoencoder")
+        loaded = load_model(kind, source, "vae", device, **part)
+        rate, count, hop = _hearing(loaded, model)
+
+        def frames(wave: Tensor) -> Tensor:
+            return _mean(loaded, wave.contiguous()).transpose(1, 2)
+
+        probe = frames_of_channels(torch.zeros(1, count, hop, device=device), WholeFrames(1, hop), frames)
+        super().__init__(
+            "vae",
+            {k: v for k, v in loaded.state_dict().items() if not k.startswith("decoder.")},
+            loaded.config,
+            rate=rate,
+            channels=count,
+            rule=WholeFrames.of(seconds, rate, hop, "vae"),
+            features=probe.shape[-1],
+            frames=frames,
+            device=device,
         )
-        self._features = probe.shape[-1]
-        self.settings = {
-            "kind": "vae latents, version 1",
-            "model": weights_hash({k: v for k, v in loaded.state_dict().items() if not k.startswith("decoder.")}),
-            "config": architecture(loaded.config),
-            "rate": self._rate,
-            "channels": self._channels,
-            "windows": self._windows.rule,
-        }
-
-    @property
-    def name(self) -> str:
-        return "vae"
-
-    @property
-    def fingerprint(self) -> str:
-        return fingerprint(**self.settings)
-
-    @property
-    def features(self) -> int:
-        return self._features
-
-    def embed_media(self, media: Media) -> Tensor:
-        wave = channels(media, self._rate, self._channels, self.name).to(self._device)
-        return windows.checked(frames_of_channels(wave, self._windows, self._frames), media, self.name)
-
-    def _frames(self, wave: Tensor) -> Tensor:
-        return _mean(self._vae, wave.contiguous()).transpose(1, 2)
 
 
 def _kind(source: str, part: dict[str, Any]) -> Any:

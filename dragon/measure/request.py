@@ -17,7 +17,7 @@ from dragon.measure.clips import Source
 from dragon.measure.judged import Reward
 from dragon.measure.measured import SetMetric
 from dragon.measure.metrics import METRICS
-from dragon.measure.sources import read_references, read_sets
+from dragon.measure.sources import References, read_references, read_sets
 from dragon.protocols import Encoder, InstanceReward, JointEncoder, SetReward
 from dragon.registry import available, nearest
 from dragon.rewards.clap import PromptCosine
@@ -62,7 +62,7 @@ class Request:
 
 def read_request(
     generated: Source | Mapping[str, Source],
-    exemplars: object,
+    exemplars: References,
     metrics: Sequence[MetricSpec] | None,
     encoder: EncoderSpec | Sequence[EncoderSpec] | None,
     captions: bool,

@@ -14,7 +14,6 @@ from itertools import combinations
 
 from dragon.encoders.lookup import EncoderSpec
 from dragon.errors import ConfigError, DragonError
-from dragon.exemplars.sets import ExemplarSet
 from dragon.intervals import LEVEL
 from dragon.measure.captions import Captioned, CaptionFile, read_captions
 from dragon.measure.clips import MIN_SECONDS, Source, find_clips
@@ -28,13 +27,14 @@ from dragon.measure.provenance import provenance
 from dragon.measure.request import MetricSpec, Request, read_request
 from dragon.measure.result import Pair, ScoreResult, Song, Value
 from dragon.measure.sides import GROUPS, Reference, Side, split_groups
+from dragon.measure.sources import References
 from dragon.measure.store import EmbeddingStore
 from dragon.protocols import JointEncoder
 
 
 def score(
     generated: Source | Mapping[str, Source],
-    exemplars: str | os.PathLike[str] | ExemplarSet | Sequence[str | os.PathLike[str] | ExemplarSet] | None = None,
+    exemplars: References = None,
     metrics: Sequence[MetricSpec] | None = None,
     *,
     encoder: EncoderSpec | Sequence[EncoderSpec] | None = None,

@@ -13,15 +13,15 @@ from dragon.audio import EXTENSIONS
 from dragon.errors import ConfigError, DragonError
 from dragon.exemplars import sets
 from dragon.exemplars.sets import SUFFIX, ExemplarSet
-from dragon.measure.clips import Source
+from dragon.measure.clips import PathLike, Source
 from dragon.registry import nearest
 
 
-def read_sets(generated: object, problems: list[str]) -> dict[str, Source]:
+def read_sets(generated: Source | Mapping[str, Source], problems: list[str]) -> dict[str, Source]:
     """Name -> source; files given one by one are one set."""
     if isinstance(generated, Mapping):
         return {str(name): source for name, source in generated.items()}
-    given = [generated] if isinstance(generated, str | os.PathLike) else list(generated)  # type: ignore[call-overload]
+    given = [generated] if isinstance(generated, str | os.PathLike) else list(generated)
     places = [Path(place) for place in given]
     problems += [f"{place}: no such folder or file" for place in places if not place.exists()]
     folders = [place for place in places if place.is_dir()]
@@ -46,17 +46,22 @@ def _named(folders: Sequence[Path], problems: list[str]) -> dict[str, Source]:
     return dict(zip(names, folders, strict=True))
 
 
-def read_references(exemplars: object, problems: list[str]) -> dict[str, Source | ExemplarSet]:
-    given = (
-        []
-        if exemplars is None
-        else [exemplars]
-        if isinstance(exemplars, str | os.PathLike | ExemplarSet)
-        else exemplars
-    )
+References = PathLike | ExemplarSet | Sequence[PathLike | ExemplarSet] | None
+"""Folders, files, names of exemplar sets, or the sets themselves."""
+
+
+def read_references(exemplars: References, problems: list[str]) -> dict[str, Source | ExemplarSet]:
+    """Name -> source or set; audio files given one by one are a source each."""
+    given: Sequence[PathLike | ExemplarSet]
+    if exemplars is None:
+        given = []
+    elif isinstance(exemplars, str | os.PathLike | ExemplarSet):
+        given = [exemplars]
+    else:
+        given = exemplars
     folders: list[Path] = []
     found: dict[str, Source | ExemplarSet] = {}
-    for one in given:  # type: ignore[attr-defined]
+    for one in given:
         if isinstance(one, ExemplarSet):
             loaded = one
         elif Path(one).is_dir() or Path(one).suffix.lower() in EXTENSIONS:

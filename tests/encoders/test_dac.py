@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import DacConfig, DacModel
+from transformers.models.dac import modeling_dac
 
 from dragon.encoders import get_encoder
 from dragon.encoders.dac import DacEncoder
@@ -68,8 +70,16 @@ def test_windows_hold_whole_frames_and_zeros_give_none(folder: str):
 def test_a_short_clip_is_heard_in_a_window_of_its_own_as_transformers_does(folder: str):
     media, heard = noise(1, 1.0), []
     encoder = DacEncoder(folder)
-    encoder._encoder.register_forward_hook(lambda _module, inputs, _output: heard.append(inputs[0].shape))
-    found = encoder.embed_media(Media(media.tensor[..., :797], media.prompts, RATE))
+
+    def listen(module, inputs, _output) -> None:
+        if isinstance(module, modeling_dac.DacEncoder):
+            heard.append(inputs[0].shape)
+
+    hook = register_module_forward_hook(listen)
+    try:
+        found = encoder.embed_media(Media(media.tensor[..., :797], media.prompts, RATE))
+    finally:
+        hook.remove()
     assert heard == [(1, 1, 800)]
     filled = torch.nn.functional.pad(media.tensor[..., :797], (0, 3))
     with torch.no_grad():
