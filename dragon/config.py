@@ -73,6 +73,10 @@ class RolloutConfig:
     """Classifier-free guidance scale; 1 switches it off."""
     batch_size: int = 32
     """Samples per denoiser call; changes speed and memory, not the samples."""
+    overlap_scoring: bool = False
+    """Each batch is decoded and scored while the next one is sampled; changes speed, not the scores."""
+    reward_timeout: float = 0.0
+    """Seconds that one reward may take for one batch before the run stops, saved; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ class UpdateConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     """Gradients are scaled down to that norm; 0: never."""
+    max_skipped_updates: int = 10
+    """An update with a NaN in loss or gradient is left out and said; after that many of a run it stops. 0: at once."""
     warmup_steps: int = 2
     """Learning rate rises linearly over that many steps."""
     ema_decay: float = 0.9
@@ -123,6 +129,15 @@ class EvaluationConfig:
     seed: int = 1_000_003
     keep_samples: int = 16
     """Samples a side written as audio."""
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """What a resumed run may have that its checkpoint had not."""
+
+    __pydantic_config__ = _FORBID
+    allow: tuple[str, ...] = ()
+    """Keys that may differ from the checkpoint's; a key covers all below it."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +177,12 @@ class TrainConfig:
     device: str = "cpu"
     """cpu, cuda, or cuda:N."""
     report_to: str = "tensorboard"
-    """tensorboard or none."""
+    """tensorboard, wandb, both with a comma between them, or none."""
+    callbacks: tuple[Spec, ...] = ()
+    """Called after every step; any of them may stop the run."""
     resume_from_checkpoint: str = ""
-    """true or latest: the newest checkpoint of output_dir; a path: that one; empty: a new run."""
+    """true or latest: the newest checkpoint of output_dir; best: the best one; a path: that one; empty: a new run."""
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
     dry_run: bool = False
     """Check everything, print the filled configuration, and stop."""
 
@@ -257,6 +275,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("rollout.steps", 1, _INF),
     ("rollout.guidance", 0, _INF),
     ("rollout.batch_size", 1, _INF),
+    ("rollout.reward_timeout", 0, _INF),
     ("update.updates_per_step", 1, _INF),
     ("update.pairs_per_update", 1, _INF),
     ("update.micro_batch_size", 1, _INF),
@@ -264,6 +283,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("update.old_decay", 0, _BELOW_ONE),
     ("update.weight_decay", 0, _INF),
     ("update.max_grad_norm", 0, _INF),
+    ("update.max_skipped_updates", 0, _INF),
     ("update.warmup_steps", 0, _INF),
     ("update.ema_decay", 0, _BELOW_ONE),
     ("update.beta_calibration_updates", 0, _INF),

@@ -53,7 +53,12 @@ MAY_DIFFER = frozenset(
         "evaluation",
         "eval_prompts",
         "rollout.batch_size",
+        "rollout.overlap_scoring",
+        "rollout.reward_timeout",
         "update.micro_batch_size",
+        "update.max_skipped_updates",
+        "callbacks",
+        "resume",
     )
 )
 """Keys that a resumed run may change: they decide how long, where and how often, not what is trained."""

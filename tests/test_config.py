@@ -43,6 +43,7 @@ def test_the_walk_reaches_every_class_of_the_schema() -> None:
         "RolloutConfig",
         "UpdateConfig",
         "EvaluationConfig",
+        "ResumeConfig",
     }
 
 

@@ -1,0 +1,203 @@
+"""The processes that share a run, seen from one of them: who does what, and what all of them must know.
+
+Knows tensors, accelerate's view of the launch, and no training. `accelerate launch -m dragon train ...` (or torchrun)
+starts the processes; each draws the same numbers, does its share of rows, and gathers what concerns all. A run of one
+process goes through the same calls, which then do nothing.
+
+An error in one process is an error in all of them: `together` passes it on, so that no process waits for another that
+has stopped. A process that was killed is noticed by the next call that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from dragon.errors import ConfigError, DragonError
+
+T = TypeVar("T")
+
+
+class OtherProcess(DragonError):
+    """Another process of the run has stopped; its own message says why. `rank`: which one, -1 if it is not known."""
+
+    def __init__(self, text: str, rank: int = -1) -> None:
+        super().__init__(text)
+        self.rank = rank
+
+
+class Processes(Protocol):
+    """What every part of a run may ask. All calls but `share` are made by every process, in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, from 0."""
+        ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        ...
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, ...) all processes' rows, in the order of their ranks; their numbers may differ, even be 0."""
+        ...
+
+    def gather_values(self, value: T) -> list[T]:
+        """One small value (numbers, text) of each process."""
+        ...
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor becomes its sum over processes, in place."""
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """An error inside it, in any process, is raised in all: there as it is, elsewhere as `OtherProcess`.
+
+        The processes need not call anything of each other's inside.
+        """
+        ...
+
+
+class Alone:
+    """The only process."""
+
+    rank, count, main = 0, 1, True
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows as they are."""
+        return rows
+
+    def gather_values(self, value: T) -> list[T]:
+        """The value."""
+        return [value]
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing to add."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """Nothing to share."""
+        return nullcontext()
+
+
+class Launched:
+    """One of several processes that accelerate or torchrun started.
+
+    Raises:
+        ConfigError: accelerate was told to shard (FSDP) on a CPU, where it would copy the model instead.
+    """
+
+    def __init__(self, cpu: bool) -> None:
+        from accelerate import PartialState
+
+        if cpu and sharding_asked():
+            raise ConfigError(
+                "accelerate's FSDP on a CPU silently becomes plain data parallelism; launch without FSDP (leave out "
+                "--use_fsdp), or give each process a GPU"
+            )
+        self._state = PartialState(cpu=cpu)
+        self.rank, self.count = self._state.process_index, self._state.num_processes
+        self.main = self._state.is_main_process
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(n, ...) by rank."""
+        from accelerate.utils import gather
+
+        counts = self.gather_values(len(rows))
+        most = max(counts)
+        if most == 0:
+            return rows
+        rest = rows.new_zeros((most - len(rows), *rows.shape[1:]))
+        with _peers():
+            padded: Tensor = gather(torch.cat([rows, rest]).to(self._state.device).contiguous())
+        kept = torch.cat([torch.arange(rank * most, rank * most + n) for rank, n in enumerate(counts)])
+        return padded[kept.to(padded.device)].to(rows.device)
+
+    def gather_values(self, value: T) -> list[T]:
+        """One a process."""
+        from accelerate.utils import gather_object
+
+        with _peers():
+            found: list[T] = gather_object([value])
+        return found
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """In place, all of one type in one message."""
+        if not tensors:
+            return
+        with _peers():
+            flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).to(self._state.device)
+            torch.distributed.all_reduce(flat)
+        place = 0
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
+                place += tensor.numel()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """See `Processes.together`."""
+        found: Exception | None = None
+        try:
+            yield
+        except OtherProcess:
+            raise  # it was shared already
+        except Exception as error:
+            found = error
+        told = self.gather_values("" if found is None else f"{type(found).__name__}: {found}")
+        if found is not None:
+            raise found
+        for rank, text in enumerate(told):
+            if text:
+                raise OtherProcess(f"process {rank} of {self.count} has stopped: {text}", rank)
+
+
+def launched(device: str) -> Processes:
+    """The processes of this launch; `Alone` without one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Alone()
+    return Launched(cpu=not device.startswith("cuda"))
+
+
+def local_device(device: str) -> str:
+    """The device of this process: with several on GPUs, "cuda" is the one of the local rank."""
+    local = os.environ.get("LOCAL_RANK")
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return f"cuda:{local}" if several and device == "cuda" and local is not None else device
+
+
+def sharding_asked() -> bool:
+    """Whether `accelerate launch` was configured for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+
+
+def share(total: int, processes: Processes) -> range:
+    """Numbers of the rows that this process takes of `total`: contiguous, in order of rank, equal but for one."""
+    each, more = divmod(total, processes.count)
+    start = processes.rank * each + min(processes.rank, more)
+    return range(start, start + each + (processes.rank < more))
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A connection that breaks is a process that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OtherProcess(
+            f"another process of this run is gone ({_first_line(error)}); see its own message, then go on with "
+            "--resume_from_checkpoint latest"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines: Any = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
