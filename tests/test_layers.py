@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
-    ("protocols", "media", "audio", "registry", "processes"),
+    ("protocols", "media", "audio", "registry", "processes", "sharding"),
     ("diffusion",),
     ("errors", "faults", "files"),
 )
