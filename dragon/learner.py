@@ -20,6 +20,7 @@ from dragon.diffusion.ema import Ema
 from dragon.errors import ConfigError, NotFinite
 from dragon.media import Cond, Generation
 from dragon.objectives import calibrated_beta, gain, zero_point
+from dragon.processes import Alone, Processes
 from dragon.protocols import Noising, Objective, Policy, Side, Terms
 
 
@@ -79,7 +80,10 @@ class PairPool:
 
 @dataclass(frozen=True)
 class Update:
-    """Figures of one optimiser step; means over its pairs, `grad_norm` before clipping, NaN where there is none."""
+    """Figures of one optimiser step; means over its pairs, `grad_norm` before clipping, NaN where there is none.
+
+    skipped: what was not finite, so that nothing changed; all figures are then NaN. Empty for a real update.
+    """
 
     loss: float
     implicit_accuracy: float
@@ -88,6 +92,7 @@ class Update:
     z0: float
     beta_gain_median: float
     grad_norm: float
+    skipped: str = ""
 
 
 class Learner:
@@ -111,8 +116,12 @@ class Learner:
         micro_batch_size: int,
         calibration_updates: int,
         beta_target: float,
+        max_skipped_updates: int = 0,
+        processes: Processes = Alone(),
     ) -> None:
         self.policy, self.objective = policy, objective
+        self.processes, self.skipped = processes, 0
+        self._max_skipped = max_skipped_updates
         self.parameters = policy.trainable()
         if not self.parameters:
             raise ConfigError("the policy has no trainable parameters; expected some: see its tuning options")
@@ -196,8 +205,11 @@ class Learner:
             "optimizer": {name: _copies(moments[i]) for i, name in enumerate(self.parameters) if i in moments},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
         """Goes on from what `state_dict` gave.
+
+        anew: parts that start as in a new run, at the stored weights: "objective" (beta, its calibration and the old
+        policy), "optimizer" (moments and loss scale); other names are no concern of the learner.
 
         Raises:
             ConfigError: the state is of another objective or of other weights.
