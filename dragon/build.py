@@ -23,7 +23,7 @@ from dragon.errors import ConfigError, DragonError, PluginError
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
 from dragon.prompts import PromptSet, load_prompts
-from dragon.protocols import InstanceReward, JointEncoder, Objective, Policy, SetReward
+from dragon.protocols import Callback, InstanceReward, JointEncoder, Objective, Policy, SetReward
 from dragon.registry import nearest, resolve
 from dragon.scoring import WeightedReward
 from dragon.trainer import Trainer, TrainSettings
@@ -44,6 +44,7 @@ class Run:
     credit: Credit
     objective: Objective
     settings: TrainSettings
+    callbacks: tuple[Callback, ...] = ()
 
     def trainer(self) -> Trainer:
         """A new trainer at step 0."""
@@ -73,9 +74,9 @@ def build_run(config: TrainConfig) -> Run:
     _raise(plugin_problems(config))
     problems: list[Problem] = []
 
-    def built(kind: str, path: str, spec: Spec | RewardSpec) -> Any:
+    def built(kind: str, path: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
         try:
-            return build(kind, spec, device=config.device)
+            return build(kind, spec, device=config.device, **supplied)
         except DragonError as error:
             problems.append(Problem(path, str(error)))
             return None
@@ -95,6 +96,8 @@ def build_run(config: TrainConfig) -> Run:
     problems += _reward_problems(rewards, watch) + _set_problems(config, [*rewards, *watch], len(eval_prompts))
     if credit is not None and any(isinstance(reward, SetReward) for reward in rewards):
         problems += _credit_problems(config, credit)
+    watched = {reward.name: reward for reward in watch if isinstance(reward, InstanceReward | SetReward)}
+    callbacks = [built("callback", f"callbacks.{i}", spec, watch=watched) for i, spec in enumerate(config.callbacks)]
     _raise(problems)
     return Run(
         config=config,
@@ -108,6 +111,7 @@ def build_run(config: TrainConfig) -> Run:
         credit=credit,
         objective=objective,
         settings=train_settings(config),
+        callbacks=tuple(callbacks),
     )
 
 
@@ -122,22 +126,24 @@ def build_policy(config: TrainConfig) -> Policy:
 def build(kind: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
     """The plug-in that `spec` names; `supplied` arguments are passed where its constructor takes them.
 
-    A reward that is a plain function becomes a `FunctionReward`, its options bound to it.
+    A reward that is a plain function becomes a `FunctionReward`, a callback that is one stays it; options are bound.
     """
     plugin = resolve(kind, spec.name)
     if not callable(plugin):
         raise PluginError(f"{kind} {spec.name!r} is {plugin!r}; expected a class or a function")
     reserved = _reserved(kind, plugin, ())
-    if _is_function(kind, plugin):
+    by_position = _by_position(kind, plugin)
+    # which columns a reward's function finds is known to `plugin_problems`; here every argument may be one
+    is_reward = kind == "reward" and by_position > 0
+    options, problems = _fitting(plugin, spec.options, reserved, skip=by_position, all_given=is_reward)
+    _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
+    if by_position:
+        function = functools.update_wrapper(functools.partial(plugin, **options), plugin) if options else plugin
+        if not is_reward:
+            return function
         from dragon.rewards.function import FunctionReward
 
-        # which columns there are is known to `plugin_problems`; here every argument may be one
-        options, problems = _fitting(plugin, spec.options, reserved, skip=2, all_given=True)
-        _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
-        function = functools.update_wrapper(functools.partial(plugin, **options), plugin) if options else plugin
         return FunctionReward(function, spec.name.rpartition(":")[2])
-    options, problems = _fitting(plugin, spec.options, reserved)
-    _raise([Problem(f"{spec.name}.{p.path}", p.text) for p in problems])
     taken = inspect.signature(plugin).parameters
     return plugin(**({key: value for key, value in supplied.items() if key in taken} | options))
 
@@ -159,6 +165,7 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         ("credit", "credit", config.credit),
         ("objective", "objective", config.objective),
         *(("reward", f"evaluation.watch.{i}", spec) for i, spec in enumerate(config.evaluation.watch)),
+        *(("callback", f"callbacks.{i}", spec) for i, spec in enumerate(config.callbacks)),
     ]
     if config.evaluation.diversity is not None:
         specs.append(("encoder", "evaluation.diversity", config.evaluation.diversity))
@@ -168,11 +175,11 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         except DragonError as error:
             problems.append(Problem(f"{path}.name", str(error)))
             continue
-        is_function = _is_function(kind, plugin)
+        by_position = _by_position(kind, plugin)
         reserved = _reserved(kind, plugin, columns or ())
         # with a prompt file that cannot be read, nothing is known about its columns
-        all_given = is_function and columns is None
-        _, wrong = _fitting(plugin, spec.options, reserved, skip=2 if is_function else 0, all_given=all_given)
+        all_given = kind == "reward" and by_position > 0 and columns is None
+        _, wrong = _fitting(plugin, spec.options, reserved, skip=by_position, all_given=all_given)
         problems += [Problem(f"{path}.options.{p.path}", p.text) for p in wrong]
     return problems + _device_problems(config.device)
 
@@ -192,7 +199,9 @@ def _reserved(kind: str, plugin: object, columns: Iterable[str]) -> dict[str, st
         return {"device": "set by device", "tuning": "set by tuning.kind"} | {
             key: f"set by tuning.{key}" for key in ("rank", "alpha", "targets")
         }
-    return dict.fromkeys(columns, "a column of the prompt files") if _is_function(kind, plugin) else {}
+    if kind == "callback":
+        return {} if _by_position(kind, plugin) else {"watch": "set by evaluation.watch"}
+    return dict.fromkeys(columns, "a column of the prompt files") if _by_position(kind, plugin) else {}
 
 
 def _fitting(
@@ -229,7 +238,7 @@ def _fitting(
             problems.append(Problem(key, f"unknown option; {hint}"))
     for key, parameter in named.items():
         if parameter.default is parameter.empty and not all_given and key not in {*options, *reserved, "device"}:
-            more = ", here or as a column of both prompt files" if skip else ""
+            more = ", here or as a column of both prompt files" if skip == _BY_POSITION["reward"] else ""
             problems.append(Problem(key, f"is missing and has no default; give it{more}"))
     return fitting, problems
 
@@ -256,8 +265,13 @@ def _type_of(parameter: inspect.Parameter) -> str:
     return hint if isinstance(hint, str) else inspect.formatannotation(hint)
 
 
-def _is_function(kind: str, plugin: object) -> bool:
-    return kind == "reward" and inspect.isfunction(plugin)
+_BY_POSITION = {"reward": 2, "callback": 1}
+"""Kinds of which a plain function may be the plug-in itself: (audio, prompts), (report)."""
+
+
+def _by_position(kind: str, plugin: object) -> int:
+    """Arguments that such a function is called with; 0 for what is made by calling it."""
+    return _BY_POSITION.get(kind, 0) if inspect.isfunction(plugin) else 0
 
 
 def _reward_problems(rewards: list[Any], watch: list[Any]) -> list[Problem]:

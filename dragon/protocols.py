@@ -1,4 +1,4 @@
-"""What plug-in authors implement: rewards, encoders, policies, objectives.
+"""What plug-in authors implement: rewards, encoders, policies, objectives, callbacks.
 
 Protocol attributes are read-only properties, so that a frozen dataclass satisfies them. The trainer
 knows these and no concrete class.
@@ -249,4 +249,59 @@ class Objective(Protocol):
 
     def __call__(self, terms: Terms) -> Tensor:
         """(b,) loss of each pair."""
+        ...
+
+
+class Report(Protocol):
+    """What a callback may read of a finished step: most of `dragon.trainer.StepReport`, where each is explained."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def reward(self) -> float: ...
+
+    @property
+    def rewards(self) -> Mapping[str, float]: ...
+
+    @property
+    def figures(self) -> Mapping[str, float]: ...
+
+    @property
+    def gap(self) -> float: ...
+
+    @property
+    def loss(self) -> float: ...
+
+    @property
+    def implicit_accuracy(self) -> float: ...
+
+    @property
+    def beta_gain_median(self) -> float: ...
+
+    @property
+    def grad_norm(self) -> float: ...
+
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
+
+    @property
+    def skipped(self) -> str: ...
+
+    @property
+    def media(self) -> Media:
+        """The step's clips; of several processes, those of the main one."""
+        ...
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Called after every step, once it is logged; may look, and may stop the run. A plain function will do.
+
+    Among several processes the main one calls it. What it must remember over a resume it hands out as JSON values by
+    `state_dict` and takes back by `load_state_dict` (dragon.callbacks); those two may be left out.
+    """
+
+    def __call__(self, report: Report) -> str | None:
+        """Why the run should stop; None or empty to go on. A stopped run is saved and evaluated as usual."""
         ...

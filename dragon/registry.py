@@ -76,6 +76,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "nft": "dragon.objectives.nft:NFT",
         "best_of_k": "dragon.objectives.sft:BestOfK",
     },
+    "callback": {
+        "reward_hacking": "dragon.callbacks:RewardHacking",
+        "stop_when": "dragon.callbacks:StopWhen",
+    },
 }
 """Kind -> name -> "module:Name"."""
 

@@ -12,12 +12,12 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "runfolder", "samples", "measure", "aesthetics"),
+    ("run", "runfolder", "plan", "samples", "measure", "aesthetics"),
     ("build", "config", "loading", "prompts"),
     ("trainer", "scoring", "learner", "checkpoint", "track", "evaluate", "collect", "intervals", "report", "testing"),
     ("rewards",),
     ("exemplars",),
-    ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
+    ("encoders", "policy", "contrast", "objectives", "callbacks", "mini", "synther"),
     ("protocols", "media", "audio", "registry", "processes", "sharding"),
     ("diffusion",),
     ("errors", "faults", "files"),

@@ -1,0 +1,205 @@
+"""Callbacks: what looks at every step of a run and may stop it. Two that come with the project, and how all are called.
+
+Knows reports and rewards by their protocols; no trainer, no folder. A callback is a function of the report, or an
+object that is called with it; it never changes what is trained.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from statistics import fmean, variance
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dragon.errors import ConfigError, DragonError, PluginError
+from dragon.faults import TrainsBadly
+from dragon.media import Media
+from dragon.protocols import Callback, InstanceReward, Report, SetReward
+from dragon.registry import nearest
+
+
+def stopping_reason(callbacks: Sequence[Callback], report: Report) -> str:
+    """Calls every callback; the first one's reason to stop, empty to go on.
+
+    Raises:
+        PluginError: a callback raised something of its own, or returned neither text nor None.
+    """
+    reasons = []
+    for callback in callbacks:
+        try:
+            reason = callback(report)
+        except DragonError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"callback {_name(callback)} raised {type(error).__name__} at step {report.step}: {error}; mend it, "
+                "or go on without it by --callbacks '[]'"
+            ) from error
+        if not isinstance(reason, str | None):
+            raise PluginError(
+                f"callback {_name(callback)} returned {reason!r} at step {report.step}; expected None to go on, or "
+                "text that says why to stop"
+            )
+        if reason:
+            reasons.append(reason)
+    return reasons[0] if reasons else ""
+
+
+def callbacks_state(callbacks: Sequence[Callback]) -> list[dict[str, Any]]:
+    """What each callback remembers, as JSON values: part of a checkpoint."""
+    return [
+        {"callback": _name(callback), "state": callback.state_dict() if hasattr(callback, "state_dict") else {}}
+        for callback in callbacks
+    ]
+
+
+def load_callbacks_state(callbacks: Sequence[Callback], states: Sequence[Mapping[str, Any]]) -> None:
+    """Gives back what `callbacks_state` took; a callback that was not there, in that place, starts anew."""
+    for callback, stored in zip(callbacks, states, strict=False):  # a resumed run may have other callbacks
+        if stored["callback"] == _name(callback) and hasattr(callback, "load_state_dict"):
+            callback.load_state_dict(stored["state"])
+
+
+def numbers(report: Report) -> dict[str, float]:
+    """The numbers of a step by the names that TensorBoard shows: "loss", "rewards/clap_score", "figures/swap/end"."""
+    single = ("reward", "gap", "loss", "implicit_accuracy", "beta_gain_median", "grad_norm")
+    found: dict[str, float] = {name: getattr(report, name) for name in single}
+    for group in ("rewards", "figures", "seconds"):
+        found |= {f"{group}/{name}": value for name, value in getattr(report, group).items()}
+    return found
+
+
+class StopWhen:
+    """Stops the run when a figure was above (or below) a bound for `patience` steps in a row.
+
+    figure: a name of `numbers`. A step without that figure, or with NaN, ends the row.
+
+    Raises:
+        ConfigError: not exactly one bound, or patience below 1; at the first step with an update, an unknown figure.
+    """
+
+    def __init__(self, figure: str, above: float | None = None, below: float | None = None, patience: int = 1) -> None:
+        if (above is None) == (below is None):
+            raise ConfigError(f"above is {above} and below is {below}; expected one of the two")
+        if patience < 1:
+            raise ConfigError(f"patience is {patience}; expected at least 1")
+        self.figure, self.above, self.below, self.patience = figure, above, below, patience
+        self._row = 0
+
+    def __call__(self, report: Report) -> str | None:
+        found = numbers(report)
+        if self.figure not in found and not report.skipped:
+            near = nearest(self.figure, found)
+            raise ConfigError(
+                f"stop_when: no figure of a step is called {self.figure!r}; "
+                + (f"did you mean {near}?" if near else f"known: {', '.join(found)}")
+            )
+        value = found.get(self.figure, math.nan)
+        beyond = value > self.above if self.above is not None else value < (self.below or 0.0)
+        self._row = self._row + 1 if beyond else 0
+        if self._row < self.patience:
+            return None
+        side = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+        return f"{self.figure} is {value:.4g}, {side} for {self._row} step{'s' if self._row > 1 else ''}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps in a row so far."""
+        return {"row": self._row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on counting."""
+        self._row = int(state["row"])
+
+
+class RewardHacking:
+    """Notices that a reward which is only watched falls while one that is trained on rises: says so, or stops.
+
+    watched: name of a reward in evaluation.watch. It scores the clips of every step, which costs its time for
+    prompts_per_step * num_generations clips. Compared are the means of the first and of the last `window` steps; a
+    change counts when it is more than `errors` standard errors, estimated from how the steps inside the windows
+    differ. With the defaults a steady reward seems to have fallen at about 1 step in 100. It says that the two part,
+    not why: a watched reward may itself be wrong.
+
+    Raises:
+        ConfigError: an unknown watched reward, a window below 2, errors not above 0.
+    """
+
+    def __init__(
+        self,
+        watched: str,
+        window: int = 5,
+        errors: float = 3.0,
+        stop: bool = False,
+        *,
+        watch: Mapping[str, InstanceReward | SetReward],
+    ) -> None:
+        if watched not in watch:
+            near = nearest(watched, watch)
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(watch) or 'none'}"
+            raise ConfigError(f"watched is {watched!r}, which is no reward of evaluation.watch; {hint}")
+        if window < 2 or not errors > 0:
+            raise ConfigError(f"window is {window} and errors {errors}; expected at least 2, and above 0")
+        self.watched, self.window, self.errors, self.stop = watched, window, errors, stop
+        self._reward = watch[watched]
+        self._seen: list[dict[str, float]] = []  # the first `window` steps and the last
+        self._said = False
+
+    def __call__(self, report: Report) -> str | None:
+        self._seen.append({**report.rewards, f"watched {self.watched}": _mean_score(self._reward, report.media)})
+        w = self.window
+        self._seen = self._seen[:w] + self._seen[w:][-w:]
+        if len(self._seen) < 2 * w:
+            return None
+        changes = {name: self._change([step[name] for step in self._seen]) for name in self._seen[-1]}
+        fall = changes.pop(f"watched {self.watched}")
+        risen = [name for name, change in changes.items() if change > self.errors]
+        if not (risen and fall < -self.errors):
+            self._said = False
+            return None
+        text = (
+            f"step {report.step}: {', '.join(risen)} rose while {self.watched!r}, which is only watched, fell "
+            f"({-fall:.1f} standard errors over {w} steps): listen whether the reward is being hacked"
+        )
+        if self.stop:
+            return text
+        if not self._said:
+            warnings.warn(text, TrainsBadly, stacklevel=2)
+        self._said = True
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Figures of the steps in both windows."""
+        return {"seen": [dict(step) for step in self._seen], "said": self._said}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with them."""
+        self._seen, self._said = [dict(step) for step in state["seen"]], bool(state["said"])
+
+    def _change(self, values: Sequence[float]) -> float:
+        """Mean of the later half minus that of the earlier one, in standard errors; NaN where a value is."""
+        earlier, later = values[: self.window], values[self.window :]
+        if any(map(math.isnan, values)):
+            return math.nan
+        difference = fmean(later) - fmean(earlier)
+        error = math.sqrt((variance(earlier) + variance(later)) / self.window)
+        return difference / error if error else math.copysign(math.inf, difference) if difference else 0.0
+
+
+def _mean_score(reward: InstanceReward | SetReward, media: Media) -> float:
+    """Mean over the clips on which it did not abstain; of a set reward, the score of all of them as one set."""
+    with torch.no_grad():
+        if isinstance(reward, SetReward):
+            scores: Tensor = reward.score_sets(reward.embed(media).cpu(), torch.arange(len(media))[None])
+        else:
+            scores = torch.as_tensor(reward.score(media))
+    return float(scores.double().nanmean())
+
+
+def _name(callback: Callback) -> str:
+    """The class's or function's own name."""
+    inner = getattr(callback, "func", callback)  # options are bound by functools.partial
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
