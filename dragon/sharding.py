@@ -62,6 +62,11 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.detach(), like.device_mesh, like.placements, src_data_rank=None)
 
 
+def is_writer(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether this process is the one to store these parameters: of sharded ones, the first."""
+    return not is_sharded(parameters) or torch.distributed.get_rank() == 0
+
+
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
     """The items of the outermost lists of modules: a transformer's blocks, but no lists inside them."""
     for part in module.children():

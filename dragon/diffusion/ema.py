@@ -19,6 +19,7 @@ class Ema:
 
     After n updates: decay^n * start + (1 - decay) * sum over i of decay^(n - i) * parameters_i. The values are
     float32 at least: in bfloat16 a decay of 0.999 would round every update away.
+    They lie where the parameters lie: on their device, and sharded (a DTensor) where those are.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], decay: float) -> None:
@@ -44,7 +45,7 @@ class Ema:
         return {name: value.clone() for name, value in self._values.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from what `state_dict` gave, on the device of the present values."""
+        """Continues from what `state_dict` gave, on the device of the present values; sharded if they are."""
         self._check(state)
         for name, value in self._values.items():
             value.copy_(state[name])

@@ -181,6 +181,10 @@ class DiffusionPolicy:
         """The parameters that training changes, by name."""
         return self._tuning.trainable()
 
+    def shard(self) -> None:
+        """Spreads the denoiser over all processes (`dragon.sharding`); `trainable()` is new afterwards."""
+        self._tuning.shard()
+
     def save(self, folder: str) -> None:
         """Writes what was trained: an adapter in PEFT's format, or full weights with their config."""
         self._tuning.save(folder)

@@ -4,6 +4,9 @@ Knows torch modules and PEFT's LoRA layers, not what the module models. Two kind
 `LoraTuning` adds low-rank matrices (Hu et al. 2021, arXiv 2106.09685) and its reference is the module with
 the adapters off; `FullTuning` trains all weights and keeps a copy of the first ones. Everything else is
 frozen and in eval mode, so that no dropout or statistics differ between policy and reference.
+
+Either may be sharded (`dragon.sharding`): then every call of a tuning is made by all processes, and the files that
+the first one writes are those of a run that is not sharded.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from dragon.errors import ConfigError, ShapeError
+from dragon.sharding import is_sharded, is_writer, placed, shard, whole
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 FULL_WEIGHTS, FULL_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # diffusers' names
@@ -35,6 +39,8 @@ class Tuning(Protocol):
     def save(self, folder: str) -> None: ...
 
     def load(self, folder: str) -> None: ...
+
+    def shard(self) -> None: ...
 
 
 class LoraTuning:
@@ -65,7 +71,7 @@ class LoraTuning:
             torch.manual_seed(seed)
             inject_adapter_in_model(self._config, module)
         module.eval()
-        self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._trainable = _trained(module)
 
     def trainable(self) -> dict[str, Parameter]:
         """The adapter's matrices, by their names in the module."""
@@ -88,12 +94,8 @@ class LoraTuning:
 
     def save(self, folder: str) -> None:
         """Writes the adapter in PEFT's format: `PeftModel.from_pretrained(module, folder)` reads it."""
-        from safetensors.torch import save_file
-
-        os.makedirs(folder, exist_ok=True)
-        tensors = {_peft_key(name): p.detach().cpu().contiguous() for name, p in self._trainable.items()}
-        save_file(tensors, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
-        self._config.save_pretrained(folder)
+        if _write({_peft_key(name): p for name, p in self._trainable.items()}, folder, ADAPTER_WEIGHTS):
+            self._config.save_pretrained(folder)
 
     def load(self, folder: str) -> None:
         """Reads an adapter of the same rank, alpha and targets.
@@ -113,6 +115,11 @@ class LoraTuning:
         names = {_peft_key(name): name for name in self._trainable}
         _copy_into(self._trainable, _read(folder, ADAPTER_WEIGHTS), names, folder)
 
+    def shard(self) -> None:
+        """Spreads the module, frozen weights too, over all processes; `trainable()` is new afterwards."""
+        shard(self._module)
+        self._trainable = _trained(self._module)
+
 
 class FullTuning:
     """Trains every parameter of `module`; a copy of the starting weights is the reference.
@@ -125,7 +132,7 @@ class FullTuning:
         module.eval()
         module.requires_grad_(True)
         self._module, self._config = module, config
-        self._trainable = dict(module.named_parameters())
+        self._trainable = _trained(module)
         self._start = {name: p.detach().clone() for name, p in self._trainable.items()}
 
     def trainable(self) -> dict[str, Parameter]:
@@ -138,13 +145,9 @@ class FullTuning:
 
     def save(self, folder: str) -> None:
         """Writes weights and buffers with the config, under diffusers' file names."""
-        from safetensors.torch import save_file
-
-        os.makedirs(folder, exist_ok=True)
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self._module.state_dict().items()}
-        save_file(tensors, os.path.join(folder, FULL_WEIGHTS), metadata={"format": "pt"})
-        with open(os.path.join(folder, FULL_CONFIG), "w", encoding="utf-8") as file:
-            file.write(self._config)
+        if _write(self._module.state_dict(), folder, FULL_WEIGHTS):
+            with open(os.path.join(folder, FULL_CONFIG), "w", encoding="utf-8") as file:
+                file.write(self._config)
 
     def load(self, folder: str) -> None:
         """Reads weights that `save` wrote; the reference stays the starting weights.
@@ -155,13 +158,18 @@ class FullTuning:
         state = self._module.state_dict()
         _copy_into(state, _read(folder, FULL_WEIGHTS), {name: name for name in state}, folder)
 
+    def shard(self) -> None:
+        """Spreads the module and its starting weights over all processes; `trainable()` is new afterwards."""
+        shard(self._module)
+        self._trainable = _trained(self._module)
+        self._start = {name: placed(value, self._trainable[name]) for name, value in self._start.items()}
 
-@contextmanager
-def swapped(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+
+def swapped(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
     """Inside it `parameters` have `values`; the old ones return on leaving, whatever happened inside.
 
-    Storage is exchanged, not copied: it costs nothing, a graph recorded before still has its own weights when it
-    is walked after leaving, and optimiser state stays valid. Do not train inside: the values given would change.
+    A graph recorded before still has its own weights when it is walked after leaving, and optimiser state stays
+    valid. Do not train inside: the values given would change. values: whole tensors, or sharded like the parameters.
 
     Raises:
         ShapeError: other names or shapes than the parameters'.
@@ -172,6 +180,12 @@ def swapped(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -
     for name, p in parameters.items():
         if p.shape != values[name].shape:
             raise ShapeError(f"value of {name} has shape {tuple(values[name].shape)}; expected {tuple(p.shape)}")
+    return _overwritten(parameters, values) if is_sharded(parameters) else _exchanged(parameters, values)
+
+
+@contextmanager
+def _exchanged(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Storage changes places: nothing is copied."""
     before = {name: p.data for name, p in parameters.items()}
     try:
         for name, p in parameters.items():
@@ -182,10 +196,25 @@ def swapped(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -
             p.data = before[name]
 
 
+@contextmanager
+def _overwritten(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """This process's share is copied: the whole weights are gathered from storage that stays where it is."""
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    try:
+        _copy(parameters, values)
+        yield
+    finally:
+        _copy(parameters, before)
+
+
 def freeze(module: nn.Module) -> None:
     """No gradients and eval mode for all of `module`."""
     module.eval()
     module.requires_grad_(False)
+
+
+def _trained(module: nn.Module) -> dict[str, Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def _peft_key(name: str) -> str:
@@ -198,6 +227,22 @@ def _existing(folder: str, name: str) -> str:
     if not os.path.isfile(path):
         raise ConfigError(f"{path} does not exist; expected a folder that this policy's `save` wrote (a run's final/)")
     return path
+
+
+def _write(tensors: Mapping[str, Tensor], folder: str, name: str) -> bool:
+    """Stores the whole of `tensors` if this process is the one to write; returns whether it is."""
+    from safetensors.torch import save_file
+
+    writes = is_writer(tensors)
+    stored = {}
+    for key, value in tensors.items():
+        full = whole(value.detach())  # all processes take part, one of them keeps it
+        if writes:
+            stored[key] = full.cpu().contiguous()
+    if writes:
+        os.makedirs(folder, exist_ok=True)
+        save_file(stored, os.path.join(folder, name), metadata={"format": "pt"})
+    return writes
 
 
 def _read(folder: str, name: str) -> dict[str, Tensor]:
@@ -221,6 +266,10 @@ def _copy_into(here: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: 
             f"{len(unknown)} unknown {unknown[:2]}, {len(shapes)} of another shape {shapes[:2]}; "
             "build the policy with the settings that they were saved with"
         )
-    with torch.no_grad():
-        for key, name in names.items():
-            here[name].copy_(stored[key])
+    _copy(here, {name: stored[key] for key, name in names.items()})
+
+
+@torch.no_grad()
+def _copy(here: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, value in values.items():
+        here[name].copy_(placed(value, here[name]))
