@@ -126,10 +126,16 @@ class Scoring:
         """Tensors and JSON values that `load_state_dict` reads."""
         return {"mixture": self.mixture.state_dict(), "credit": self.credit.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises ConfigError if the state is of other rewards."""
-        self.mixture.load_state_dict(state["mixture"])
-        self.credit.load_state_dict(state.get("credit", {}))
+    def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
+        """Goes on from what `state_dict` gave; `anew` may name "rewards" (all of it) and "credit", which stay as new.
+
+        Raises:
+            ConfigError: the state is of other rewards.
+        """
+        if "rewards" not in anew:
+            self.mixture.load_state_dict(state["mixture"])
+            if "credit" not in anew:
+                self.credit.load_state_dict(state.get("credit", {}))
 
     def _by_scores(self, contrast: Callable[[Tensor, Generator], Pairs], scored: Scored, generator: Generator) -> Split:
         """Set rewards through their credits, then one table of scores."""

@@ -30,6 +30,7 @@ from dragon.contrast import Credit, Pairs, Swap
 from dragon.errors import ConfigError
 from dragon.learner import Learner, PairPool, Update, check_finite
 from dragon.media import Generation, Media
+from dragon.processes import Alone, Processes
 from dragon.protocols import Objective, Policy
 from dragon.scoring import Scoring, WeightedReward, why_no_pairs
 
@@ -49,6 +50,9 @@ class TrainSettings:
     rollout_steps: int = 8
     guidance: float = 2.0
     batch_size: int = 32
+    overlap_scoring: bool = False
+    reward_timeout: float = 0.0
+    """Seconds; 0: no limit."""
     updates_per_step: int = 3
     pairs_per_update: int = 24
     micro_batch_size: int = 24
@@ -60,6 +64,7 @@ class TrainSettings:
     betas: tuple[float, float] = (0.9, 0.99)
     max_grad_norm: float = 1.0
     """0: gradients are not clipped."""
+    max_skipped_updates: int = 10
     ema_decay: float = 0.9
     beta_calibration_updates: int = 6
     beta_target: float = 1.0
@@ -78,6 +83,8 @@ class TrainSettings:
             "warmup_steps": 0,
             "weight_decay": 0,
             "max_grad_norm": 0,
+            "max_skipped_updates": 0,
+            "reward_timeout": 0,
             "beta_calibration_updates": 0,
         }
         wrong = [
@@ -107,8 +114,11 @@ class StepReport:
     winner gained more over the reference than its loser (ties count one half). gain_positive, gain_negative: mean
     gain on D+ and D-. z0: KTO's zero point. beta_gain_median: median |beta * gain|. grad_norm: before clipping.
     Means are over the step's updates; NaN where there is none. pairs: fresh pairs; ties_dropped: pairs dropped.
-    scores: (m, k) mixture, NaN where a reward abstained. media: the m * k clips, row = prompt * k + sample.
-    seconds: rollout, decode, score, search, train. skipped: why there was no update; empty if there was one.
+    scores: (m, k) mixture, NaN where a reward abstained; row = prompt * k + sample. skipped: why there was no update;
+    empty if there was one. skipped_updates: updates of the run so far that were left out for a NaN or infinity.
+    media, seeds: the clips of this process, which are rows first_row, ... of the scores; alone, all m * k.
+    seconds: rollout, decode, score, search, train. whole_seconds: of the step; with overlapped scoring less than their
+    sum.
     """
 
     step: int
@@ -133,6 +143,14 @@ class StepReport:
     media: Media
     seeds: tuple[int, ...]
     scores: Tensor
+    first_row: int = 0
+    skipped_updates: int = 0
+    whole_seconds: float = math.nan
+
+    @property
+    def clip_scores(self) -> Tensor:
+        """(b,) mixture of each clip of `media`."""
+        return self.scores.flatten()[self.first_row : self.first_row + len(self.media)]
 
 
 class Trainer:
@@ -158,8 +176,10 @@ class Trainer:
         settings: TrainSettings,
         columns: Mapping[str, Sequence[object]] | None = None,
         credit: Credit | None = None,
+        processes: Processes = Alone(),
     ) -> None:
         self.policy, self.prompts, self.settings = policy, tuple(prompts), settings
+        self.processes = processes
         self.columns = {name: tuple(values) for name, values in (columns or {}).items()}
         _check_prompts(self.prompts, self.columns)
         self.scoring = Scoring(rewards, contrast, credit)
@@ -175,6 +195,8 @@ class Trainer:
             micro_batch_size=settings.micro_batch_size,
             calibration_updates=settings.beta_calibration_updates,
             beta_target=settings.beta_target,
+            max_skipped_updates=settings.max_skipped_updates,
+            processes=processes,
         )
         self.step = 0
         self._replay: list[PairPool] = []
@@ -211,15 +233,19 @@ class Trainer:
             "replay": [pool.state_dict() for pool in self._replay],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
         """Goes on from what `state_dict` gave, in a trainer made with the same parts and settings.
+
+        anew: parts that start as in a new run: "objective", "optimizer", "rewards" (their mixture, credit and the
+        pairs that are replayed), "credit".
 
         Raises:
             ConfigError: the state is of another objective, other rewards or other weights.
         """
-        self.learner.load_state_dict(state["learner"])
-        self.scoring.load_state_dict(state)
-        self._replay = [PairPool.from_state(pool, self.learner.device) for pool in state["replay"]]
+        self.learner.load_state_dict(state["learner"], anew)
+        self.scoring.load_state_dict(state, anew)
+        replay = [] if "rewards" in anew else state["replay"]
+        self._replay = [PairPool.from_state(pool, self.learner.device) for pool in replay]
         self.step = int(state["step"])
 
     # One step, in order.
