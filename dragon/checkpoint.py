@@ -6,17 +6,21 @@ A checkpoint is written beside its place and renamed, and `manifest.json` names 
 so that a torn or damaged one is found and skipped.
 
     FOLDER/step-000010/   manifest.json  state.safetensors  state.json  (and what `extra` wrote)
+
+There is no moment at which a kill loses the last complete one: a step that is saved again first moves its older
+self to `.replaced-step-000010`, which is read like any other until the new one has its name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dragon.errors import ConfigError
+from dragon.files import size_on_disk, writing
 
 VERSION = 1
-_NAME = re.compile(r"step-(\d{6,})")
+_NAME = re.compile(r"(?:\.replaced-)?step-(\d{6,})")
 _TENSOR = "$tensor"
 
 
@@ -39,6 +44,8 @@ class Checkpoint:
     step: int
     state: dict[str, object]
     config: dict[str, object]
+    versions: dict[str, object]
+    score: float | None
 
 
 def save(
@@ -47,55 +54,72 @@ def save(
     state: Mapping[str, object],
     config: Mapping[str, object],
     *,
+    versions: Mapping[str, object] | None = None,
+    score: float | None = None,
     keep: int = 3,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes `folder/step-NNNNNN` and returns it; older ones beyond the newest `keep` are deleted (0: none is).
+    """Writes `folder/step-NNNNNN` and returns it; of the older ones the newest `keep` and the best stay (0: all).
 
     state: dicts (text keys) and lists with tensors, numbers, text, bools and None as leaves.
+    versions: what the state was made with (JSON values). score: how good it is, higher is better; None or NaN: unknown.
     extra: writes further files into the folder it is given (the adapter in its own format).
-    Checkpoints of later steps belong to a run that was abandoned by resuming an earlier one: they get
-    the ending `.abandoned`, so that `latest` does not return to them.
+    Checkpoints of later steps belong to a run that was abandoned by resuming an earlier one: see `put_aside`.
+
+    Raises:
+        Unwritable: a full disk, a quota, no permission; nothing is left of this one, and the ones before are whole.
     """
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob(".partial-*"):  # of a process that was killed while it wrote
-        shutil.rmtree(left)
     partial = root / f".partial-step-{step:06d}"
-    partial.mkdir()
     tensors: dict[str, Tensor] = {}
     tree = _split(state, "", tensors)
-    save_file(tensors, partial / "state.safetensors")
-    _write_json(partial / "state.json", {"state": tree, "config": _plain(config)})
-    if extra is not None:
-        extra(partial)
-    files = sorted(p for p in partial.rglob("*") if p.is_file())
-    hashes = {p.relative_to(partial).as_posix(): _sha256(p) for p in files}
-    _write_json(partial / "manifest.json", {"version": VERSION, "step": step, "files": hashes})
-    for path in [*files, partial / "manifest.json", partial]:
-        _to_disk(path)
-    place = root / f"step-{step:06d}"
-    if place.exists():  # the same step again, after a resume
-        replaced = root / f".replaced-step-{step:06d}"
-        shutil.rmtree(replaced, ignore_errors=True)
-        place.rename(replaced)  # not .partial-*: a crash between the two renames leaves it to be renamed back by hand
-        partial.rename(place)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(place)
-    _to_disk(root)
-    _prune(root, step, keep)
+    before = [path for _, path in _newest_first(root)]
+    needed = max([sum(t.nbytes for t in tensors.values()), *(size_on_disk(path) for path in before[:1])])
+    there = f"the last complete one is {before[0]}" if before else "there is no complete one yet"
+    hint = f"{there}; make room, then go on with --resume_from_checkpoint latest"
+    with writing(f"checkpoint of step {step}", root, hint, needed):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            _clear_away(root)
+            partial.mkdir()
+            save_file(tensors, partial / "state.safetensors")
+            _write_json(
+                partial / "state.json", {"state": tree, "config": _plain(config), "versions": _plain(versions or {})}
+            )
+            if extra is not None:
+                extra(partial)
+            _seal(partial, step, score)
+            place = _put_in_place(partial, root / f"step-{step:06d}")
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        put_aside(root, after=step)
+        _prune(root, keep)
     return place
 
 
 def latest(folder: str | Path) -> Path | None:
     """The newest undamaged checkpoint below `folder`, or None; damaged ones are skipped with a warning."""
-    for _, path in sorted(_found(Path(folder)), reverse=True):
-        reason = damage(path)
-        if not reason:
-            return path
-        warnings.warn(f"checkpoint {path} is damaged ({reason}) and was skipped", stacklevel=2)
-    return None
+    return _first_whole(path for _, path in _newest_first(Path(folder)))
+
+
+def best(folder: str | Path) -> Path | None:
+    """The undamaged checkpoint with the highest score, the newest of several; those without a score come last."""
+    found = [path for _, path in _newest_first(Path(folder))]
+    return _first_whole(sorted(found, key=_score, reverse=True))  # stable: the newest first
+
+
+def put_aside(folder: str | Path, *, after: int) -> None:
+    """Checkpoints beyond step `after` get the ending `.abandoned`, so that `latest` does not return to them."""
+    for step, path in _newest_first(Path(folder)):
+        if step > after:
+            aside = path.with_name(f"step-{step:06d}.abandoned")
+            if aside.exists():
+                shutil.rmtree(aside)
+            path.rename(aside)
+            warnings.warn(
+                f"checkpoint {path} is later than step {after}, where this run goes on: kept as {aside}", stacklevel=3
+            )
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -115,10 +139,12 @@ def load(path: str | Path) -> Checkpoint:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         step = int(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["step"])
         state = _join(content["state"], tensors)
+        score = _score(path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(f"checkpoint {path} cannot be read: {error}; it was written by another version") from error
     assert isinstance(state, dict)
-    return Checkpoint(path, step, state, content["config"])
+    versions = content.get("versions", {})  # absent in those of version 0.1
+    return Checkpoint(path, step, state, content["config"], versions, score if math.isfinite(score) else None)
 
 
 def damage(path: str | Path) -> str:
@@ -143,52 +169,120 @@ def damage(path: str | Path) -> str:
     return ""
 
 
-def check_same_config(
+def differences(
     saved: Mapping[str, object], current: Mapping[str, object], *, ignore: frozenset[str] = frozenset()
+) -> dict[str, tuple[object, object]]:
+    """Dotted key -> (saved, current) of each value that differs; "(not set)" where a key is not there.
+
+    ignore: dotted keys that may differ (`max_steps`, `rewards[0].weight`); a key covers all below it.
+    """
+    before, now = keys(saved), keys(current)
+    missing = "(not set)"
+    return {
+        key: (before.get(key, missing), now.get(key, missing))
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, missing) != now.get(key, missing) and not any(covers(skip, key) for skip in ignore)
+    }
+
+
+def keys(config: Mapping[str, object]) -> dict[str, object]:
+    """{"a": {"b": [1]}} -> {"a.b[0]": 1}; empty containers stay, so that {} and a missing key differ."""
+    return _flat(_plain(config), "")
+
+
+def covers(key: str, other: str) -> bool:
+    """Whether a dotted key is the other or holds it."""
+    return other == key or other.startswith((key + ".", key + "["))
+
+
+def check_same_config(
+    saved: Mapping[str, object], current: Mapping[str, object], *, ignore: frozenset[str] = frozenset(), hint: str = ""
 ) -> None:
     """Refuses to go on with another configuration than the checkpoint's.
 
-    ignore: dotted keys that may differ (`max_steps`, `output_dir`, ...); a key covers all below it.
+    hint: one more way out, said at the end.
 
     Raises:
         ConfigError: names every key that differs, with both values.
     """
-    before, now = _flat(_plain(saved), ""), _flat(_plain(current), "")
-    missing = "(not set)"
-    differing = [
-        f"  {key}: checkpoint {before.get(key, missing)!r}, now {now.get(key, missing)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, missing) != now.get(key, missing)
-        and not any(key == skip or key.startswith((skip + ".", skip + "[")) for skip in ignore)
-    ]
+    differing = differences(saved, current, ignore=ignore)
     if differing:
+        lines = "\n".join(f"  {key}: checkpoint {before!r}, now {now!r}" for key, (before, now) in differing.items())
         raise ConfigError(
-            "the checkpoint was made with another configuration:\n"
-            + "\n".join(differing)
-            + "\nset these keys back, or start a new run in another output_dir"
+            f"the checkpoint was made with another configuration:\n{lines}\n"
+            f"set these keys back, or start a new run in another output_dir{hint}"
         )
 
 
-def _prune(root: Path, step: int, keep: int) -> None:
-    found = sorted(_found(root), reverse=True)
-    for _, path in [f for f in found if f[0] > step]:
-        aside = path.with_name(path.name + ".abandoned")
-        if aside.exists():
-            shutil.rmtree(aside)
-        path.rename(aside)
-        warnings.warn(
-            f"checkpoint {path} is later than step {step}, which was just saved: kept as {aside}", stacklevel=3
-        )
-    if keep > 0:
-        for _, path in [f for f in found if f[0] <= step][keep:]:
-            shutil.rmtree(path)
+def _clear_away(root: Path) -> None:
+    """What a process left that was killed while it wrote or deleted."""
+    for left in root.glob(".partial-*"):
+        shutil.rmtree(left)
+    for left in root.glob(".replaced-*"):
+        if left.with_name(left.name.removeprefix(".replaced-")).exists():
+            shutil.rmtree(left)
 
 
-def _found(root: Path) -> list[tuple[int, Path]]:
+def _seal(partial: Path, step: int, score: float | None) -> None:
+    """The manifest, and everything on the disk: a rename must not reach it before the content does."""
+    files = sorted(p for p in partial.rglob("*") if p.is_file())
+    hashes = {p.relative_to(partial).as_posix(): _sha256(p) for p in files}
+    known = score if score is not None and math.isfinite(score) else None
+    _write_json(partial / "manifest.json", {"version": VERSION, "step": step, "score": known, "files": hashes})
+    for path in [*partial.rglob("*"), partial]:
+        _to_disk(path)
+
+
+def _put_in_place(partial: Path, place: Path) -> Path:
+    """Gives the finished folder its name; an older one of that name lives on until then."""
+    replaced = place.with_name(f".replaced-{place.name}")
+    if place.exists():  # the same step again, after a resume
+        shutil.rmtree(replaced, ignore_errors=True)
+        place.rename(replaced)
+    partial.rename(place)
+    _to_disk(place.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return place
+
+
+def _prune(root: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` and the best one."""
+    found = [path for _, path in _newest_first(root)]
+    if keep <= 0 or len(found) <= keep:
+        return
+    top = max(found, key=_score)  # the newest of several
+    for path in found[keep:]:
+        if path != top:
+            doomed = path.with_name(f".partial-{path.name}")  # half deleted it must not look like a damaged one
+            path.rename(doomed)
+            shutil.rmtree(doomed)
+
+
+def _first_whole(paths: Iterable[Path]) -> Path | None:
+    for path in paths:
+        reason = damage(path)
+        if not reason:
+            return path
+        warnings.warn(f"checkpoint {path} is damaged ({reason}) and was skipped", stacklevel=3)
+    return None
+
+
+def _newest_first(root: Path) -> list[tuple[int, Path]]:
+    """(step, folder); one that was about to be replaced comes after the one in its place."""
     if not root.is_dir():
         return []
     matches = ((_NAME.fullmatch(p.name), p) for p in root.iterdir() if p.is_dir())
-    return [(int(match[1]), path) for match, path in matches if match]
+    found = [(int(match[1]), path) for match, path in matches if match]
+    return sorted(found, key=lambda f: (f[0], not f[1].name.startswith(".")), reverse=True)
+
+
+def _score(path: Path) -> float:
+    """As the manifest says; minus infinity where it says nothing."""
+    try:
+        score = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return -math.inf
+    return float(score) if isinstance(score, (int, float)) else -math.inf
 
 
 def _split(value: object, key: str, tensors: dict[str, Tensor]) -> object:

@@ -33,3 +33,7 @@ class AudioError(DragonError):
 
 class NotFinite(DragonError):
     """A NaN or infinity, with the name of the part that made it."""
+
+
+class Unwritable(DragonError):
+    """A file that cannot be written: a full disk, a quota, no permission."""

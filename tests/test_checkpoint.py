@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dragon import checkpoint
-from dragon.errors import ConfigError
+from dragon.errors import ConfigError, Unwritable
 
 STATE = {
     "weights": {
@@ -106,6 +111,137 @@ def test_a_crash_while_writing_leaves_the_last_checkpoint_and_no_rubbish(tmp_pat
     assert checkpoint.latest(tmp_path) == first
     checkpoint.save(tmp_path, 2, STATE, CONFIG)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the `moment`-th change of the disk on every further one fails: what a dead process leaves is left."""
+    done = 0
+
+    def dying(function):
+        def call(*arguments, **keywords):
+            nonlocal done
+            done += 1
+            if done > moment:
+                raise Killed
+            return function(*arguments, **keywords)
+
+        return call
+
+    for owner, name in (
+        (Path, "mkdir"),
+        (Path, "rename"),
+        (Path, "write_text"),
+        (shutil, "rmtree"),
+        (checkpoint, "save_file"),
+        (checkpoint, "_to_disk"),
+    ):
+        monkeypatch.setattr(owner, name, dying(getattr(owner, name)))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_no_moment_of_a_kill_loses_the_last_complete_checkpoint(tmp_path: Path, monkeypatch, step: int) -> None:
+    """Killed before every change of the disk in turn, when a step is saved again (2) and when a new one is (3)."""
+    saved = False
+    for moment in range(100):
+        root = tmp_path / str(moment)
+        for earlier in (1, 2):
+            checkpoint.save(root, earlier, {"value": f"old {earlier}"}, {}, keep=2)
+        with monkeypatch.context() as patch:
+            killed_at(moment, patch)
+            try:
+                checkpoint.save(root, step, {"value": "new"}, {}, keep=2)
+                saved = True
+            except Killed:
+                pass
+        found = checkpoint.latest(root)
+        assert found is not None and checkpoint.load(found).state["value"] in ("old 2", "new")
+        checkpoint.save(root, 4, {}, {}, keep=2)
+        names = sorted(p.name for p in root.iterdir())
+        assert len(names) == 2 and names[1] == "step-000004" and not names[0].startswith(".partial"), names
+        if saved:
+            break
+    assert saved and moment > 10
+
+
+def test_the_best_is_kept_beside_the_newest_and_can_be_asked_for(tmp_path: Path) -> None:
+    for step, score in enumerate((0.2, 0.9, None, 0.9, float("nan"), 0.1, 0.3), start=1):
+        checkpoint.save(tmp_path, step, {}, {}, keep=2, score=score)
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == ["step-000004", "step-000006", "step-000007"], "of two best ones the newer"
+    assert checkpoint.best(tmp_path) == tmp_path / "step-000004"
+    assert checkpoint.load(tmp_path / "step-000004").score == 0.9
+    (tmp_path / "step-000004" / "state.json").unlink()
+    with pytest.warns(UserWarning, match="step-000004 is damaged"):
+        assert checkpoint.best(tmp_path) == tmp_path / "step-000007"
+
+
+def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = checkpoint.save(tmp_path, step, {}, {}, score=float("nan"))
+    assert checkpoint.best(tmp_path) == path and checkpoint.load(path).score is None
+    assert checkpoint.best(tmp_path / "nowhere") is None
+
+
+def test_what_it_was_made_with_comes_back(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, {}, {}, versions={"packages": {"torch": "2.14"}, "processes": 2})
+    assert checkpoint.load(path).versions == {"packages": {"torch": "2.14"}, "processes": 2}
+
+
+@pytest.mark.parametrize("function", ["save_file", "_write_json", "_to_disk"])
+def test_a_full_disk_is_one_message_and_leaves_the_checkpoints_before(
+    tmp_path: Path, monkeypatch, function: str
+) -> None:
+    first = checkpoint.save(tmp_path, 1, STATE, CONFIG)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, function, full)
+        with pytest.raises(Unwritable) as caught:
+            checkpoint.save(tmp_path, 2, STATE, CONFIG)
+    message = str(caught.value)
+    for part in (
+        "checkpoint of step 2 cannot be written",
+        "No space left on device",
+        "needed",
+        "free",
+        f"the last complete one is {first}",
+        "--resume_from_checkpoint latest",
+    ):
+        assert part in message
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"] and checkpoint.latest(tmp_path) == first
+
+
+def test_a_limit_on_file_sizes_is_met_the_same_way(tmp_path: Path, root: Path) -> None:
+    """What the system itself does at a quota: the tensors' writer is not Python and has its own errors."""
+    script = """
+import resource, torch
+from dragon import checkpoint
+from dragon.errors import Unwritable
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+checkpoint.save("c", 1, {"x": torch.zeros(10)}, {})
+try:
+    checkpoint.save("c", 2, {"x": torch.zeros(100_000)}, {})
+except Unwritable as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "checkpoint of step 2 cannot be written to 'c': File too large (at least 400 kB needed" in done.stdout
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["step-000001"], done.stderr
+
+
+def test_a_folder_that_may_not_be_written_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Unwritable, match="there is no complete one yet; make room"):
+        checkpoint.save(tmp_path / "file" / "checkpoints", 1, {}, {})
 
 
 def test_the_same_step_can_be_saved_again(tmp_path: Path) -> None:
