@@ -8,6 +8,7 @@ set shows there), the policy last.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -17,11 +18,12 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
-from dragon.config import RewardSpec, Spec, TrainConfig
+from dragon.config import RewardSpec, Spec, TrainConfig, trackers
 from dragon.contrast import Credit
 from dragon.errors import ConfigError, DragonError, PluginError
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
+from dragon.processes import Alone, Processes, local_device
 from dragon.prompts import PromptSet, load_prompts
 from dragon.protocols import Callback, InstanceReward, JointEncoder, Objective, Policy, SetReward
 from dragon.registry import nearest, resolve
@@ -46,8 +48,8 @@ class Run:
     settings: TrainSettings
     callbacks: tuple[Callback, ...] = ()
 
-    def trainer(self) -> Trainer:
-        """A new trainer at step 0."""
+    def trainer(self, processes: Processes = Alone()) -> Trainer:
+        """A new trainer at step 0, one of `processes`."""
         return Trainer(
             self.policy,
             self.rewards,
@@ -57,6 +59,7 @@ class Run:
             settings=self.settings,
             columns=self.prompts.columns,
             credit=self.credit,
+            processes=processes,
         )
 
     def evaluated(self) -> dict[str, InstanceReward | SetReward]:
@@ -76,7 +79,7 @@ def build_run(config: TrainConfig) -> Run:
 
     def built(kind: str, path: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
         try:
-            return build(kind, spec, device=config.device, **supplied)
+            return build(kind, spec, device=local_device(config.device), **supplied)
         except DragonError as error:
             problems.append(Problem(path, str(error)))
             return None
@@ -119,7 +122,7 @@ def build_policy(config: TrainConfig) -> Policy:
     """The model of `config`, with its adapter (or all its weights) ready for training."""
     tuning = config.tuning
     supplied = {"tuning": tuning.kind, "rank": tuning.rank, "alpha": tuning.alpha, "targets": tuning.targets}
-    policy: Policy = build("policy", config.policy, device=config.device, **supplied)
+    policy: Policy = build("policy", config.policy, device=local_device(config.device), **supplied)
     return policy
 
 
@@ -181,7 +184,9 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         all_given = kind == "reward" and by_position > 0 and columns is None
         _, wrong = _fitting(plugin, spec.options, reserved, skip=by_position, all_given=all_given)
         problems += [Problem(f"{path}.options.{p.path}", p.text) for p in wrong]
-    return problems + _device_problems(config.device)
+    if "wandb" in trackers(config) and importlib.util.find_spec("wandb") is None:
+        problems.append(Problem("report_to", "wandb is not installed: pip install 'dragon-media[wandb]'"))
+    return problems + _device_problems(local_device(config.device))
 
 
 def train_settings(config: TrainConfig) -> TrainSettings:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 
 from dragon.errors import ConfigError
 from dragon.loading import Problem, leaves, parse, plain, put, read_yaml, related
+from dragon.texts import short, writable
 
 _FORBID = ConfigDict(extra="forbid")
 
@@ -148,7 +149,7 @@ class TrainConfig:
     output_dir: str = "runs/mini"
     """Run folder; a new run into one that holds a run is refused."""
     prompts: str = "mini:train"
-    """Training prompts: a .txt, .csv or .jsonl file, or mini:train."""
+    """Training prompts: a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, or mini:train."""
     eval_prompts: str = "mini:test"
     """Held-out prompts, of the same kinds."""
     policy: Spec = field(default_factory=lambda: Spec("mini"))
@@ -214,8 +215,9 @@ def from_dict(values: Mapping[str, object], checks: Sequence[Check] = (), source
             # what a key that could not be read leaves behind is its default: nothing to complain of
             problems += [p for p in check(config) if not any(related(p.path, other) for other in broken)]
     if problems or config is None:
-        lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems)
-        raise ConfigError(f"{source} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
+        lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in problems[:_LISTED])
+        more = f"\n  and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        raise ConfigError(f"{source} has {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}{more}")
     return config
 
 
@@ -232,18 +234,34 @@ def to_yaml(config: TrainConfig) -> str:
     return text
 
 
+def trackers(config: TrainConfig) -> tuple[str, ...]:
+    """The names in `report_to`, each once; () for none."""
+    names = tuple(dict.fromkeys(name.strip() for name in config.report_to.split(",")))
+    return () if names == ("none",) else names
+
+
 def range_problems(config: TrainConfig) -> list[Problem]:
     """Values of the right type that cannot work, and combinations of them."""
     problems: list[Problem] = []
     flat = dict(leaves(to_dict(config)))
     for path, low, high in _RANGES:
         for key, value in flat.items():
-            if key == path and isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            # a whole number may be too large for float(), which isfinite() needs; NaN lies in no range
+            if key == path and isinstance(value, (int, float)) and not (low <= value <= high and value <= _HUGE):
                 limit = f"at least {low:g}" if math.isinf(high) else f"from {low:g} to {high:g}"
-                problems.append(Problem(path, f"{value} is out of range; expected {limit}"))
+                problems.append(Problem(path, f"{short(value)} is out of range; expected {limit}"))
+    for key, value in flat.items():
+        if isinstance(value, str) and not writable(value):
+            problems.append(Problem(key, f"{short(value)} holds a NUL or half a character; expected text"))
     for path, choices in _CHOICES.items():
         if flat[path] not in choices:
-            problems.append(Problem(path, f"{flat[path]!r} is unknown; expected {' or '.join(map(repr, choices))}"))
+            problems.append(
+                Problem(path, f"{short(flat[path])} is unknown; expected {' or '.join(map(repr, choices))}")
+            )
+    for name in trackers(config):
+        if name not in ("tensorboard", "wandb"):
+            text = f"{name!r} is unknown; expected 'tensorboard', 'wandb', both with a comma between them, or 'none'"
+            problems.append(Problem("report_to", text))
     if not config.rewards:
         problems.append(Problem("rewards", "none given; expected at least one, for example [{name: clap_score}]"))
     for index, reward in enumerate(config.rewards):
@@ -261,11 +279,13 @@ def range_problems(config: TrainConfig) -> list[Problem]:
             problems.append(Problem(path, "is empty; expected a path"))
     device = config.device
     if device not in ("cpu", "cuda") and not (device.startswith("cuda:") and device[5:].isdigit()):
-        problems.append(Problem("device", f"{device!r} is unknown; expected cpu, cuda or cuda:N"))
+        problems.append(Problem("device", f"{short(device)} is unknown; expected cpu, cuda or cuda:N"))
     return problems
 
 
+_LISTED = 40  # problems that a message names
 _INF = math.inf
+_HUGE = 2**62  # torch counts and seeds with 64 bits
 _BELOW_ONE = math.nextafter(1, 0)
 _TINY = math.ulp(0)
 _RANGES: tuple[tuple[str, float, float], ...] = (
@@ -303,4 +323,4 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("save_total_limit", 1, _INF),
     ("seed", 0, 2**62),
 )
-_CHOICES = {"tuning.kind": ("lora", "full"), "report_to": ("tensorboard", "none")}
+_CHOICES = {"tuning.kind": ("lora", "full")}

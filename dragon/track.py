@@ -1,4 +1,5 @@
-"""Trackers: what happens to the report of each step. Lines of JSON, TensorBoard, and one line of progress.
+"""Trackers: what happens to the report of each step. Lines of JSON, TensorBoard, Weights & Biases, and one line of
+progress.
 
 Knows reports, files and the terminal; no policy and no reward. A tracker has `log(report)` and `close()`, and never
 changes the run. After a resume it goes on at the resumed step: what an abandoned run logged beyond that is dropped.
@@ -10,16 +11,20 @@ import io
 import json
 import math
 import os
+import re
+import secrets
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 import torch
 
-from dragon.errors import ConfigError
+from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Media
 from dragon.trainer import StepReport
 
@@ -62,7 +67,9 @@ def record(report: StepReport) -> dict[str, object]:
         "ties_dropped": report.ties_dropped,
         "seconds": dict(report.seconds),
         "reward_seconds": dict(report.reward_seconds),
+        "whole_seconds": report.whole_seconds,
         "skipped": report.skipped,
+        "skipped_updates": report.skipped_updates,
     }
     return {name: _json(value) for name, value in fields.items()}
 
@@ -112,28 +119,95 @@ class TensorBoard:
         """Adds the report's scalars, and clips where it is their turn."""
         for name, value in _scalars(record(report)):
             self._writer.add_scalar(name, value, report.step)
-        if report.step == 1 or report.step % self._every == 0:
-            scores = report.scores.flatten()
-            if not scores.isnan().all():
-                self._clip("best", report, int(scores.nan_to_num(nan=-math.inf).argmax()))
-                self._clip("worst", report, int(scores.nan_to_num(nan=math.inf).argmin()))
+        for clip in _extremes(report, self._every):
+            self._add(clip, report.step)
         self._writer.flush()
 
     def close(self) -> None:
         """Writes what is left."""
         self._writer.close()
 
-    def _clip(self, tag: str, report: StepReport, row: int) -> None:
-        media, step = report.media.rows([row]), report.step
-        score = float(report.scores.flatten()[row])
-        text = f"{media.prompts[0]}  \nseed {report.seeds[row]}, score {score:.4g}"
-        self._writer.add_text(f"clips/{tag}", text, step)
-        if media.rate is not None:
-            mono = media.tensor[0].float().mean(0).clamp(-1, 1).cpu()
-            self._writer.add_audio(f"clips/{tag}", mono[None], step, sample_rate=media.rate)
-            self._writer.add_image(f"spectrograms/{tag}", _spectrogram(media), step, dataformats="HWC")
-        elif media.tensor.ndim == 4:
-            self._writer.add_image(f"clips/{tag}", (media.tensor[0].float().clamp(-1, 1).cpu() + 1) / 2, step)
+    def _add(self, clip: _Clip, step: int) -> None:
+        self._writer.add_text(f"clips/{clip.tag}", clip.text, step)
+        if clip.media.rate is not None:
+            self._writer.add_audio(f"clips/{clip.tag}", clip.mono()[None], step, sample_rate=clip.media.rate)
+            self._writer.add_image(f"spectrograms/{clip.tag}", clip.spectrogram(), step, dataformats="HWC")
+        elif clip.media.tensor.ndim == 4:
+            self._writer.add_image(f"clips/{clip.tag}", clip.image(), step)
+
+
+class WandB:
+    """The same for Weights & Biases; `WANDB_MODE=offline` needs no account, and `wandb sync` sends it later.
+
+    The run is called like `folder` in a project called like the folder above (`WANDB_PROJECT`, `WANDB_ENTITY` and the
+    other variables of wandb win). Its id is kept in folder/wandb, so that a resumed run goes on as the same one; steps
+    that it makes again W&B ignores, which is right as long as they are the same ones. Whatever goes wrong with W&B
+    after the start is a warning, once: the run goes on.
+
+    config: what the run was made with, shown beside it.
+
+    Raises:
+        MissingExtra: wandb is not installed. ConfigError: it cannot be started (not logged in, no connection).
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], config: Mapping[str, object], *, clips_every: int = 5) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingExtra(
+                f"report_to wandb needs the package, which cannot be imported ({error}): pip install "
+                "'dragon-media[wandb]', or --report_to tensorboard"
+            ) from error
+        place = Path(folder).resolve()
+        project = os.environ.get("WANDB_PROJECT") or re.sub(r"[/\\#?%:]", "-", place.parent.name)[:128] or "dragon"
+        try:
+            self._run: Any = wandb.init(
+                dir=place,
+                project=project,
+                name=os.environ.get("WANDB_NAME") or place.name,
+                id=_run_id(place / "wandb" / "run_id.txt"),
+                resume="allow",
+                config=dict(config),
+                settings=wandb.Settings(console="off"),  # its capture of the terminal would break the progress line
+            )
+        except Exception as error:  # a message of the service, of the network, or of its own process
+            raise ConfigError(
+                f"Weights & Biases cannot be started ({type(error).__name__}: {error}); call `wandb login`, set "
+                "WANDB_MODE=offline, or use --report_to tensorboard"
+            ) from error
+        self._wandb, self._every, self._failed = wandb, clips_every, False
+
+    def log(self, report: StepReport) -> None:
+        """Sends the report's numbers, and clips where it is their turn."""
+        with self._harmless():
+            values: dict[str, Any] = dict(_scalars(record(report)))
+            for clip in _extremes(report, self._every):
+                values |= self._shown(clip)
+            self._run.log(values, step=report.step)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        with self._harmless():
+            self._run.finish()
+
+    def _shown(self, clip: _Clip) -> dict[str, Any]:
+        if clip.media.rate is not None:
+            sound = self._wandb.Audio(clip.mono().numpy(), sample_rate=clip.media.rate, caption=clip.text)
+            picture = self._wandb.Image(clip.spectrogram().numpy(), caption=clip.text)
+            return {f"clips/{clip.tag}": sound, f"spectrograms/{clip.tag}": picture}
+        if clip.media.tensor.ndim == 4:
+            pixels = (255 * clip.image()).round().byte().permute(1, 2, 0)
+            return {f"clips/{clip.tag}": self._wandb.Image(pixels.numpy(), caption=clip.text)}
+        return {}
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._failed:
+                warnings.warn(f"Weights & Biases: {type(error).__name__}: {error}; the run goes on", stacklevel=3)
+            self._failed = True
 
 
 class ProgressLine:
@@ -161,7 +235,8 @@ class ProgressLine:
 
     def log(self, report: StepReport) -> None:
         """Shows the report."""
-        self._recent.append(sum(report.seconds.values()))
+        seconds = report.whole_seconds
+        self._recent.append(sum(report.seconds.values()) if math.isnan(seconds) else seconds)
         left = (self._total - report.step) * sum(self._recent) / len(self._recent)
         line = progress_text(report, self._total, left)
         if self._bar is None:
@@ -222,13 +297,48 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _spectrogram(media: Media) -> torch.Tensor:
-    """(height, width, 3) uint8 picture of one clip of audio."""
-    import numpy as np
-    from PIL import Image
+def _run_id(path: Path) -> str:
+    """The id in the file; a new one is written there."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(8), encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
 
-    from dragon.report.spectrogram import spectrogram_png
 
-    assert media.rate is not None
-    png = spectrogram_png(media.tensor[0].float().cpu().numpy(), media.rate)
-    return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB")))
+@dataclass(frozen=True)
+class _Clip:
+    """One clip to show. tag: best or worst; media: that clip alone; text: prompt, seed and score."""
+
+    tag: str
+    media: Media
+    text: str
+
+    def mono(self) -> torch.Tensor:
+        """(samples,) in [-1, 1]."""
+        return self.media.tensor[0].float().mean(0).clamp(-1, 1).cpu()
+
+    def image(self) -> torch.Tensor:
+        """(channels, height, width) in [0, 1]."""
+        return (self.media.tensor[0].float().clamp(-1, 1).cpu() + 1) / 2
+
+    def spectrogram(self) -> torch.Tensor:
+        """(height, width, 3) uint8."""
+        import numpy as np
+        from PIL import Image
+
+        from dragon.report.spectrogram import spectrogram_png
+
+        assert self.media.rate is not None
+        png = spectrogram_png(self.media.tensor[0].float().cpu().numpy(), self.media.rate)
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(png)).convert("RGB")))
+
+
+def _extremes(report: StepReport, every: int) -> Iterator[_Clip]:
+    """The best and the worst clip of this process, at the first and at every `every`-th step."""
+    scores = report.clip_scores
+    if (report.step > 1 and report.step % every) or bool(scores.isnan().all()):
+        return
+    best, worst = scores.nan_to_num(nan=-math.inf).argmax(), scores.nan_to_num(nan=math.inf).argmin()
+    for tag, row in (("best", int(best)), ("worst", int(worst))):
+        media = report.media.rows([row])
+        yield _Clip(tag, media, f"{media.prompts[0]}  \nseed {report.seeds[row]}, score {float(scores[row]):.4g}")
