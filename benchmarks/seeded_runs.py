@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from dragon.config import from_dict, load, to_dict
+from dragon.config import TrainConfig, from_dict, load, to_dict
 from dragon.errors import ConfigError
 from dragon.intervals import win_shares
 from dragon.report.files import read_scores
@@ -48,6 +48,8 @@ class Row:
 
 Result = Callable[[Path], dict[str, object]]
 """What a table needs of a finished run's folder."""
+Job = Callable[[Row, int], None]
+"""Makes one row's run of one seed, unless it is kept already."""
 
 
 def command(
@@ -67,7 +69,15 @@ def command(
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / f"{name}.md")
     options = parser.parse_args()
     kept = ROOT / "benchmarks" / "results" / name
-    finished = run_all(rows, options.seeds, options.work, kept, result, workers=options.workers, only=options.only)
+    options.work.mkdir(parents=True, exist_ok=True)
+    finished = run_all(
+        rows,
+        options.seeds,
+        kept,
+        lambda row, seed: run(row, seed, options.work, kept, result),
+        workers=options.workers,
+        only=options.only,
+    )
     done = [summary(row, runs) for row, runs in zip(rows, finished, strict=True) if runs]
     if not done:
         raise SystemExit(f"no finished runs in {kept}; give --seeds 1 or more")
@@ -94,14 +104,13 @@ def notes(name: str) -> str:
 
 
 def run_all(
-    rows: Sequence[Row], seeds: int, work: Path, kept: Path, result: Result, *, workers: int, only: Sequence[str]
+    rows: Sequence[Row], seeds: int, kept: Path, job: Job, *, workers: int, only: Sequence[str]
 ) -> list[list[dict]]:
     """Runs what is missing, seed by seed, and gives every finished run of each row at its present settings."""
-    work.mkdir(parents=True, exist_ok=True)
     kept.mkdir(parents=True, exist_ok=True)
     jobs = [(row, seed) for seed in range(seeds) for row in rows if not only or row.key in only]
     with ThreadPoolExecutor(workers) as pool:  # seed by seed: a full table early
-        list(pool.map(lambda job: run(*job, work, kept, result), jobs))
+        list(pool.map(lambda wanted: job(*wanted), jobs))
     stored = [[json.loads(p.read_text()) for p in sorted(kept.glob(f"{row.key}_[0-9]*.json"))] for row in rows]
     return [
         [run for run in runs if same_settings(run["settings"], settings_of(row, run["settings"]["seed"]))]
@@ -122,10 +131,15 @@ def heading(row: Row, runs: Sequence[dict]) -> dict[str, object]:
     }
 
 
+def configuration(row: Row, seed: int) -> TrainConfig:
+    """The run's filled configuration."""
+    changes = {key: yaml.safe_load(value) for key, value in row.changes.items()}
+    return load(ROOT / "configs" / f"{row.config}.yaml", {**changes, "seed": seed})
+
+
 def settings_of(row: Row, seed: int) -> dict[str, object]:
     """The run's filled configuration, without what does not change its result."""
-    changes = {key: yaml.safe_load(value) for key, value in row.changes.items()}
-    filled = to_dict(load(ROOT / "configs" / f"{row.config}.yaml", {**changes, "seed": seed}))
+    filled = to_dict(configuration(row, seed))
     return {k: v for k, v in filled.items() if k not in ("output_dir", "report_to", "resume_from_checkpoint")}
 
 
