@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import struct
+import sys
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from dragon.errors import ConfigError
+from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Media
-from dragon.track import JsonLines, ProgressLine, TensorBoard, progress_text, record, tracking
+from dragon.track import JsonLines, ProgressLine, TensorBoard, WandB, progress_text, record, tracking
 from dragon.trainer import StepReport
 
 RATE = 8000
@@ -55,7 +58,7 @@ def test_the_log_has_the_contracts_fields_and_strict_json(tmp_path: Path) -> Non
 
 
 def test_every_number_of_the_report_is_logged() -> None:
-    left_out = {"media", "seeds", "scores"}
+    left_out = {"media", "seeds", "scores", "first_row"}
     assert record(report()).keys() == set(StepReport.__dataclass_fields__) - left_out
 
 
@@ -156,6 +159,126 @@ def test_a_resumed_tensorboard_hides_the_abandoned_steps(tmp_path: Path) -> None
     assert scalars == [(1, 0.7), (2, 0.1)]
 
 
+def test_several_processes_show_the_clips_that_are_there(tmp_path: Path) -> None:
+    """The second of two processes holds the clips of rows 2 and 3; best and worst are among them."""
+    whole = report().media
+    board = TensorBoard(tmp_path)
+    board.log(report(media=whole.rows([2, 3]), seeds=(13, 14), first_row=2))
+    board.close()
+    for tag in ("best", "worst"):
+        (text,) = events(tmp_path).Tensors(f"clips/{tag}/text_summary")
+        assert text.tensor_proto.string_val[0].decode() == "b  \nseed 13, score 0.9"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_SILENT", "true"), ("WANDB__DISABLE_STATS", "true")):
+        monkeypatch.setenv(name, value)
+    return pytest.importorskip("wandb", reason="extra [wandb]")
+
+
+def sent(folder: Path) -> list[Any]:
+    """What the offline runs of the folder would send. Their files are logs as LevelDB's after a header of 7 bytes:
+    blocks of 32 KiB of pieces, each with a checksum (4 bytes), length (2) and kind (1; 1 and 4 end a record)."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = []
+    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        data, place, content = file.read_bytes(), 7, b""
+        while place + 7 <= len(data):
+            rest = 32768 - place % 32768
+            length, kind = struct.unpack("<HB", data[place + 4 : place + 7]) if rest >= 7 else (rest - 7, 0)
+            content += data[place + 7 : place + 7 + length]
+            place += 7 + length
+            if kind in (1, 4):
+                found.append(wandb_internal_pb2.Record.FromString(content))
+                content = b""
+    return found
+
+
+def test_wandb_gets_every_number_and_clips_and_a_resumed_run_is_the_same_one(tmp_path: Path, offline: Any) -> None:
+    folder = tmp_path / "runs" / "first"
+    folder.mkdir(parents=True)
+    for steps in ((1, 2), (3,)):  # the second run resumes the first
+        board = WandB(folder, {"seed": 0}, clips_every=2)
+        for step in steps:
+            board.log(report(step))
+        board.close()
+    records = sent(folder)
+    runs = [r.run for r in records if r.HasField("run")]
+    assert {(run.project, run.display_name, run.run_id) for run in runs} == {
+        ("runs", "first", (folder / "wandb" / "run_id.txt").read_text())
+    }
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in r.history.item}
+        for r in records
+        if r.HasField("history")
+    ]
+    assert [(row["_step"], row["loss"], row["rewards/fad"]) for row in rows] == [(n, 0.7, -60.0) for n in (1, 2, 3)]
+    assert [any(name.startswith("clips/best") for name in row) for row in rows] == [True, True, False]
+    assert "z0" not in rows[0]
+    media = next(folder.glob("wandb/offline-run-*/files/media"))
+    assert len(list(media.glob("images/spectrograms/*.png"))) == len(list(media.glob("audio/clips/*.wav"))) == 4
+    with wave.open(str(next(media.glob("audio/clips/best_*.wav")))) as file:
+        assert file.getframerate() == RATE and file.getnframes() == 2048
+
+
+def test_wandb_names_the_package_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'dragon-media\[wandb\]'"):
+        WandB(tmp_path, {})
+
+
+class Service:
+    """A stand-in for the package wandb: what it was called with, and a fault where it is told to have one."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault, self.rows, self.started = fault, [], {}
+        self.Settings = dict
+        self.Audio = self.Image = lambda data, **more: (data.shape, more)
+
+    def init(self, **more: Any) -> Service:
+        self.started = more
+        if self.fault == "init":
+            raise RuntimeError("api_key not configured")
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        if self.fault == "log":
+            raise ConnectionError("no route")
+        self.rows.append((step, values))
+
+    def finish(self) -> None:
+        if self.fault == "log":
+            raise ConnectionError("no route")
+
+
+def test_a_broken_service_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", Service("log"))
+    board = WandB(tmp_path, {})
+    with pytest.warns(UserWarning, match="Weights & Biases: ConnectionError: no route; the run goes on") as caught:
+        board.log(report(1))
+        board.log(report(2))
+        board.close()
+    assert len(caught) == 1
+    monkeypatch.setitem(sys.modules, "wandb", Service("init"))
+    with pytest.raises(ConfigError, match=r"cannot be started \(RuntimeError: api_key not configured\); call `wandb"):
+        WandB(tmp_path, {})
+
+
+def test_wandb_shows_images_and_takes_its_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    tensor = torch.linspace(-1, 1, 4)[:, None, None, None].expand(4, 3, 6, 5)
+    WandB(tmp_path, {}).log(report(media=Media(tensor, ("a", "a", "b", "b"))))
+    ((step, values),) = service.rows
+    assert (step, service.started["project"]) == (1, "mine")
+    assert values["clips/best"] == ((6, 5, 3), {"caption": "b  \nseed 13, score 0.9"})
+
+
 def test_progress_is_one_plain_line_a_step_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     progress = ProgressLine(4, stream=stream)
@@ -212,11 +335,9 @@ def test_trackers_are_closed_whatever_happens(tmp_path: Path) -> None:
 
 def test_importing_it_loads_neither_tensorboard_nor_matplotlib() -> None:
     import subprocess
-    import sys
 
-    code = (
-        "import sys, dragon.track; print([m for m in ('tensorboard', 'matplotlib', 'rich', 'PIL') if m in sys.modules])"
-    )
+    heavy = ("tensorboard", "wandb", "matplotlib", "rich", "PIL")
+    code = f"import sys, dragon.track; print([m for m in {heavy} if m in sys.modules])"
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
