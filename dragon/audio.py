@@ -29,6 +29,8 @@ SILENT_PEAK = 1e-4
 
 _HEAD_BYTES = 1 << 12  # of a file: an MP3's first frame
 _UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand in WAV files whose writer could not know them (a pipe)
+_LOWEST_RATE, _HIGHEST_RATE = 1_000, 2_000_000  # Hz; outside, a header is damaged: 1 Hz would be resampled to years
+_BLOCK = 1 << 22  # samples read at once; a header may announce terabytes
 _SOXR_CHANNELS = 1024  # soxr takes many channels in one call, though not arbitrarily many
 
 
@@ -52,7 +54,8 @@ def load(path: str | os.PathLike[str]) -> Audio:
     """The whole file, channels kept, at its own rate.
 
     Raises:
-        AudioError: there is no such file, it is not audio that libsndfile reads, or it ends before its own header says.
+        AudioError: there is no such file, it is not audio that libsndfile reads, or it ends before its own header says;
+            its rate is none of sound, or it does not fit into memory.
     """
     import soundfile
 
@@ -65,8 +68,11 @@ def load(path: str | os.PathLike[str]) -> Audio:
         if not head:
             raise AudioError(f"{name}: empty (0 bytes); write it again")
         with soundfile.SoundFile(path) as sound:
-            samples = sound.read(dtype="float32", always_2d=True)
-            rate, missing = int(sound.samplerate), _cut_short(sound, len(samples), head)
+            rate = int(sound.samplerate)
+            if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
+                raise AudioError(f"{name}: has a rate of {rate} Hz, so its header is damaged; write it again")
+            samples = _read(sound)
+            missing = _cut_short(sound, samples.shape[1], head)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").strip(". ")
         if "not a regular file" in reason:  # what libsndfile says of an MP3 without one whole frame
@@ -74,12 +80,25 @@ def load(path: str | os.PathLike[str]) -> Audio:
         raise AudioError(
             f"{name}: cannot be read as audio ({reason}); write it again, or convert it to WAV or FLAC"
         ) from error
+    except MemoryError as error:
+        raise AudioError(f"{name}: does not fit into memory when decoded; cut it into pieces") from error
+    except TypeError as error:  # soundfile, of a name that ends in .raw
+        raise AudioError(f"{name}: cannot be read as audio (raw samples without a header); write it as WAV") from error
     except (soundfile.SoundFileError, OSError) as error:
         told = error.strerror if isinstance(error, OSError) else error
         raise AudioError(f"{name}: cannot be read ({told}); check its permissions, or write it again") from error
     if missing:
         raise AudioError(f"{name}: cut short ({missing}); write it again")
-    return Audio(np.ascontiguousarray(samples.T), rate)
+    return Audio(samples, rate)
+
+
+def _read(sound: SoundFile) -> np.ndarray:
+    """(c, t) of what is really there: `read` alone would make room for all that the header announces."""
+    frames = max(1, _BLOCK // sound.channels)
+    blocks = [np.zeros((0, sound.channels), np.float32)]
+    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
+        blocks.append(block)
+    return np.concatenate([block.T for block in blocks], axis=1)
 
 
 def _cut_short(sound: SoundFile, read: int, head: bytes) -> str:

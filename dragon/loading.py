@@ -8,6 +8,7 @@ further checks can speak in the same message.
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from dragon.errors import ConfigError
 from dragon.registry import nearest
+from dragon.texts import short
 
 T = TypeVar("T")
 Location = tuple[int | str, ...]
+
+MOST_BYTES = 1 << 18
+"""Of a YAML file: a hundred long configurations. Reading takes seconds from there on."""
+MOST_VALUES = 50_000
+"""In a YAML text, where one that is repeated by an alias counts each time."""
+MOST_LEVELS = 32
+"""Of keys and lists within each other."""
+_AT_ONCE = (
+    25  # problems explained before the rest is looked at again: a file of 10,000 wrong keys is not a configuration
+)
 
 
 class Problem(NamedTuple):
@@ -34,20 +46,44 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     """The mapping in a YAML file; {} for an empty one.
 
     Raises:
-        ConfigError: no such file, no YAML, a repeated key (with its line), or something else than a mapping.
+        ConfigError: no such file, one that is too large, or what `parse_yaml` refuses; or something else than a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"no configuration file {str(path)!r} (looked for {path.resolve()})")
+    place = os.fspath(path)
+    if not os.path.isfile(place):  # pathlib would raise for a name that is too long
+        raise ConfigError(f"no configuration file {short(place)} (looked in {os.getcwd()})")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML that can be read: {error}") from error
+        with open(place, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            size = os.path.getsize(place)
+            raise ConfigError(f"{place} has {size:,} bytes; expected a configuration of at most {MOST_BYTES:,}")
+        values = parse_yaml(content.decode("utf-8"), place)
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read ({error.strerror}); check its permissions") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place} is not YAML that can be read: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; expected keys such as max_steps: 40")
+        raise ConfigError(f"{place} holds a {type(values).__name__}; expected keys such as max_steps: 40")
     return values
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """What a YAML text holds; source: what an error calls it.
+
+    Raises:
+        ConfigError: no YAML; a repeated key, or one that is no text; too many values or levels, as aliases of aliases
+            make them; a value that contains itself.
+    """
+    if len(text) > MOST_BYTES:
+        raise ConfigError(f"{source} has {len(text):,} characters; expected at most {MOST_BYTES:,}")
+    try:
+        return yaml.load(text, Loader=_Bounded)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML that can be read: {error}") from error
+    except ValueError as error:  # PyYAML's own readers of dates, numbers and binary values
+        raise ConfigError(f"{source} holds a date or number that cannot be one: {error}") from error
 
 
 def parse(schema: type[T], values: Mapping[str, object]) -> tuple[T | None, list[Problem]]:
@@ -62,7 +98,7 @@ def parse(schema: type[T], values: Mapping[str, object]) -> tuple[T | None, list
         try:
             return adapter.validate_python(rest), problems
         except ValidationError as error:
-            for detail in error.errors(include_url=False):
+            for detail in error.errors(include_url=False)[:_AT_ONCE]:
                 location = tuple(detail["loc"])
                 problem = Problem(".".join(map(str, location)), _explain(schema, detail["type"], detail, location))
                 if not any(related(problem.path, other.path) for other in problems):
@@ -111,17 +147,52 @@ def related(a: str, b: str) -> bool:
     return a == b or a.startswith(b + ".") or b.startswith(a + ".")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; plain YAML keeps the last one without a word."""
+class _Bounded(yaml.SafeLoader):
+    """YAML whose keys are text and given once, and whose aliases make nothing endless or huge of a few lines."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._sizes: dict[yaml.Node, int] = {}  # values in each finished node, its aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._level += 1
+        event = self.peek_event()
+        mark = event.start_mark
+        if self._level > MOST_LEVELS:
+            raise yaml.MarkedYAMLError(None, None, f"nested deeper than {MOST_LEVELS} levels", mark)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if node is None:
+            return None
+        if isinstance(event, yaml.AliasEvent):
+            if node not in self._sizes:
+                raise yaml.MarkedYAMLError(None, None, "a value that contains itself", mark)
+            return node
+        self._sizes[node] = 1 + sum(self._sizes[inner] for inner in _inner(node))
+        if self._sizes[node] > MOST_VALUES:
+            raise yaml.MarkedYAMLError(None, None, f"more than {MOST_VALUES:,} values, aliases counted", mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[typing.Hashable, object]:
-        seen: set[object] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *other`, which super() takes apart
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                text = f"the key {short(key)} is no text; put it in quotes"
+                raise yaml.MarkedYAMLError(None, None, text, key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.MarkedYAMLError(None, None, f"the key {short(key)} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _inner(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _explain(schema: type, kind: str, detail: Mapping[str, typing.Any], location: Location) -> str:
@@ -131,7 +202,7 @@ def _explain(schema: type, kind: str, detail: Mapping[str, typing.Any], location
         return f"unknown key; did you mean {near}?" if near else f"unknown key; known here: {', '.join(names)}"
     if kind == "missing":
         return "is missing and has no default"
-    return f"{detail['input']!r} does not fit: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+    return f"{short(detail['input'])} does not fit: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def _fields_at(schema: type, location: Location) -> list[str]:
@@ -152,15 +223,16 @@ def _mend(values: object, location: Location, missing: bool) -> None:
 
     An item of a list cannot go without renumbering the others: the whole list goes.
     """
-    while not missing and location and isinstance(location[-1], int):
-        location = location[:-1]
-    place: typing.Any = values
+    places: list[typing.Any] = [values]
     for part in location[:-1]:
         try:
-            place = place[part]
+            places.append(places[-1][part])
         except (KeyError, IndexError, TypeError):
             return
-    if isinstance(place, dict):
+    while places and not isinstance(places[-1], dict):
+        places.pop()
+    place, location = places[-1], location[: len(places)]
+    if location:
         if missing:
             place[location[-1]] = ""
         else:

@@ -12,7 +12,7 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "runfolder", "plan", "samples", "measure", "aesthetics"),
+    ("run", "steps", "probe", "runfolder", "plan", "samples", "measure", "aesthetics"),
     ("build", "config", "loading", "prompts"),
     (
         "trainer",
@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "policy", "contrast", "objectives", "callbacks", "mini", "synther"),
     ("protocols", "media", "audio", "registry", "processes", "sharding"),
     ("diffusion",),
-    ("errors", "faults", "files", "tables", "texts"),
+    ("errors", "faults", "files", "interrupts", "texts"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dragon.errors import ConfigError
+from dragon.texts import short
+from dragon.weights import check_weights, read_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,16 +30,31 @@ if TYPE_CHECKING:
     Module = TypeVar("Module", bound=nn.Module)
 
 WEIGHTS = Path(__file__).parent / "weights"
+_PARTS = {
+    "text_encoder": "model.safetensors",
+    "denoiser": "diffusion_pytorch_model.safetensors",
+    "codec": "diffusion_pytorch_model.safetensors",
+}
+"""Where a pipeline's folder keeps the weights of its parts."""
 
 
 def load_pipeline(folder: str | Path | None = None) -> MiniPipeline:
-    """The text-to-music pipeline of a folder; None: the shipped one."""
+    """The text-to-music pipeline of a folder; None: the shipped one.
+
+    Raises:
+        ConfigError: there is none, a file of it is damaged, or its weights are not those of its parts. diffusers would
+            fill what is missing with random numbers, and open a pickle where there is no safetensors file.
+    """
     from dragon.mini.pipeline import MiniPipeline
 
     where = _existing(Path(folder) if folder else WEIGHTS / "pipeline", "model_index.json", "a MiniPipeline")
-    with _without_progress_bars():
-        pipeline = MiniPipeline.from_pretrained(str(where), local_files_only=True)
-    for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
+    files = {part: where / part / name for part, name in _PARTS.items()}
+    stored = {part: read_weights(file, f"MiniPipeline, {part}") for part, file in files.items()}
+    with _without_progress_bars(), _refused(where, "a MiniPipeline"):
+        pipeline = MiniPipeline.from_pretrained(str(where), local_files_only=True, use_safetensors=True)
+    for name, file in files.items():
+        part = getattr(pipeline, name)
+        check_weights(part, stored[name], file)
         part.float()  # stored in half precision, computed in single
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -75,9 +93,9 @@ def prompts(split: str) -> list[str]:
     No work behind a dev or test prompt was trained on.
     """
     path = WEIGHTS / f"prompts_{split}.txt"
-    if not path.exists():
+    if not os.path.isfile(path) or path.parent != WEIGHTS:
         known = ", ".join(sorted(p.stem.replace("prompts_", "mini:") for p in WEIGHTS.glob("prompts_*.txt")))
-        raise ConfigError(f"no built-in prompts mini:{split}; there are: {known}")
+        raise ConfigError(f"no built-in prompts {short(f'mini:{split}')}; there are: {known}")
     return path.read_text(encoding="utf-8").splitlines()
 
 
@@ -167,21 +185,33 @@ def _without_progress_bars() -> Iterator[None]:
             part.enable_progress_bar()
 
 
-def _existing(folder: Path, marker: str, what: str) -> Path:
-    if not (folder / marker).is_file():
+@contextmanager
+def _refused(folder: Path, what: str) -> Iterator[None]:
+    """Whatever a loader raises of a folder's files becomes a ConfigError."""
+    try:
+        yield
+    except Exception as error:  # OSError, ValueError, KeyError, TypeError and more, with long advice
+        reason = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(
-            f"{folder} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained"
+            f"{folder} cannot be loaded as {what} ({type(error).__name__}: {reason[:200]}); copy or save it again"
+        ) from error
+
+
+def _existing(folder: Path, marker: str, what: str) -> Path:
+    if not os.path.isfile(folder / marker):  # pathlib would raise for a name that is too long
+        raise ConfigError(
+            f"{short(str(folder))} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained"
         )
     return folder
 
 
 def _load(kind: type[Module], folder: Path) -> Module:
-    from safetensors.torch import load_file
-
-    _existing(folder, "model.safetensors", kind.__name__)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    module = kind(**config)
-    module.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+    stored = read_weights(_existing(folder, "model.safetensors", kind.__name__) / "model.safetensors", kind.__name__)
+    with _refused(folder, kind.__name__):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        module = kind(**config)
+    check_weights(module, stored, folder)
+    module.load_state_dict({k: v.float() for k, v in stored.items()})
     digest = hashlib.sha256((folder / "model.safetensors").read_bytes() + json.dumps(config, sort_keys=True).encode())
     module.fingerprint = digest.hexdigest()[:16]  # type: ignore[assignment]
     return module.eval().requires_grad_(False)
