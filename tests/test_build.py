@@ -235,3 +235,10 @@ def test_a_queue_that_the_whole_run_cannot_fill_is_refused(folder: Path) -> None
         ConfigError, match="credit: needs 256 clips .* and the whole run draws 128; lower credit.options"
     ):
         build_run(config(**short, max_steps=2))
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dragon.build.importlib.util.find_spec", lambda name: None)
+    (problem,) = plugin_problems(config(report_to="tensorboard,wandb"))
+    assert problem == ("report_to", "wandb is not installed: pip install 'dragon-media[wandb]'")
+    assert plugin_problems(config(report_to="tensorboard")) == []
