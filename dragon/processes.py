@@ -152,7 +152,12 @@ class Launched:
             raise  # it was shared already
         except Exception as error:
             found = error
-        told = self.gather_values("" if found is None else f"{type(found).__name__}: {found}")
+        try:
+            told = self.gather_values("" if found is None else f"{type(found).__name__}: {found}")
+        except OtherProcess:
+            if found is not None:
+                raise found from None  # says more than that another process is gone
+            raise
         if found is not None:
             raise found
         for rank, text in enumerate(told):

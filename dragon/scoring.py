@@ -7,7 +7,6 @@ A set reward scores sets: it becomes a score of each clip by its credit, or judg
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,9 +26,10 @@ from dragon.contrast import (
     swap_variance,
 )
 from dragon.contrast.mixture import within_prompt_variance
-from dragon.errors import ConfigError, NotFinite, PluginError
+from dragon.errors import ConfigError, DragonError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.protocols import InstanceReward, SetReward, SwapScorer
+from dragon.verdicts import SILENCE, Verdicts, verdicts
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,14 @@ class Scored:
     """What the rewards say of a step's b = m * k clips; row = prompt * k + sample.
 
     shape: (m, k). scores: (m, k) float64 of each instance reward. features: (b, s, f) of each set reward. seconds: of
-    each reward.
+    each reward. silent: (b,) whether a clip of audio is; empty if that is not known.
     """
 
     shape: tuple[int, int]
     scores: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     seconds: Mapping[str, float]
+    silent: Tensor = torch.zeros(0, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Scoring:
     """The rewards of a run, their mixture, the credit of its set rewards, and the contrast.
 
     contrast: scores (m, k) and a generator -> pairs; or `Swap`, which lets set rewards judge whole sets.
+    reward_timeout: seconds that one reward may take for a batch of clips; 0: no limit.
 
     Raises:
         ConfigError: no rewards, or two of one name.
@@ -85,8 +87,9 @@ class Scoring:
         rewards: Sequence[WeightedReward],
         contrast: Callable[[Tensor, Generator], Pairs] | Swap,
         credit: Credit | None = None,
+        reward_timeout: float = 0.0,
     ) -> None:
-        self.rewards, self.contrast = tuple(rewards), contrast
+        self.rewards, self.contrast, self.reward_timeout = tuple(rewards), contrast, reward_timeout
         names = [r.reward.name for r in self.rewards]
         if not names or len(set(names)) != len(names):
             raise ConfigError(f"rewards are {names}; expected at least one, each with a name of its own")
@@ -95,26 +98,25 @@ class Scoring:
         self._sets = {r.reward.name: r.reward for r in self.rewards if isinstance(r.reward, SetReward)}
 
     def score(self, media: Media, seeds: Sequence[int], shape: tuple[int, int], batch_size: int) -> Scored:
-        """Every reward's word on each clip; shape: (m, k).
+        """`judge` of all clips, `batch_size` at a time; shape: (m, k)."""
+        parts = [
+            self.judge(media.rows(rows), seeds[rows.start : rows.stop])
+            for rows in (range(i, min(i + batch_size, len(media))) for i in range(0, len(media), batch_size))
+        ]
+        return self.scored(Verdicts.cat(parts), shape)
+
+    def judge(self, media: Media, seeds: Sequence[int]) -> Verdicts:
+        """Every reward's word on each clip of one batch.
 
         Raises:
             NotFinite, PluginError: a reward broke its contract; names it, and prompt and seed where they are known.
         """
-        scores: dict[str, Tensor] = {}
-        features: dict[str, Tensor] = {}
-        seconds: dict[str, float] = {}
-        with torch.no_grad():  # also gives gradients back if a reward switches them off for the whole process
-            for weighted in self.rewards:
-                reward, start = weighted.reward, time.perf_counter()
-                batches = [
-                    media.rows(range(i, min(i + batch_size, len(media)))) for i in range(0, len(media), batch_size)
-                ]
-                if isinstance(reward, SetReward):
-                    features[reward.name] = _features(reward, batches, seeds)
-                else:
-                    scores[reward.name] = _scores(reward, batches, seeds).view(shape)
-                seconds[reward.name] = time.perf_counter() - start
-        return Scored(shape, scores, features, seconds)
+        return verdicts([weighted.reward for weighted in self.rewards], media, seeds, timeout=self.reward_timeout)
+
+    def scored(self, verdicts: Verdicts, shape: tuple[int, int]) -> Scored:
+        """What was said of all clips of a step; shape: (m, k)."""
+        tables = {name: scores.view(shape) for name, scores in verdicts.scores.items()}
+        return Scored(shape, tables, verdicts.features, verdicts.seconds, verdicts.peaks < SILENCE)
 
     def split(self, scored: Scored, generator: Generator) -> Split:
         """D+ and D- by the contrast."""
@@ -139,8 +141,8 @@ class Scoring:
 
     def _by_scores(self, contrast: Callable[[Tensor, Generator], Pairs], scored: Scored, generator: Generator) -> Split:
         """Set rewards through their credits, then one table of scores."""
-        credits = {name: self.credit.score(reward, scored.features[name]) for name, reward in self._sets.items()}
         shape, rewards = scored.shape, self._values(scored)
+        credits = {name: self.credit.score(reward, scored.features[name]) for name, reward in self._sets.items()}
         if any(credit is None for credit in credits.values()):
             none = torch.full(shape, torch.nan, dtype=torch.float64)
             waiting = f"the queue of recent clips is filling up to the {self.credit.minimum} that a credit needs"
@@ -211,7 +213,15 @@ class Scoring:
         """A reward's mean over, or score of, sets of rows of one size."""
         if name not in self._sets:
             return [_mean(scored.scores[name].flatten()[rows]) for rows in sets]
-        values = self._sets[name].score_sets(scored.features[name], torch.stack(list(sets))).double().cpu()
+        try:
+            values = self._sets[name].score_sets(scored.features[name], torch.stack(list(sets))).double().cpu()
+        except DragonError:
+            raise
+        except Exception as error:  # a reward may raise anything; its author needs to see what
+            raise PluginError(
+                f"set reward {name!r} raised {type(error).__name__}: {error} for {len(sets)} sets of {len(sets[0])} "
+                "clips; mend the reward"
+            ) from error
         if values.shape != (len(sets),) or not bool(values.isfinite().all()):
             raise NotFinite(
                 f"set reward {name!r} gave {values.tolist()} for {len(sets)} sets of {len(sets[0])} clips; "
@@ -228,65 +238,16 @@ _TRACED = ("start", "end", "passes", "kept", "asked", "screened", "optimal")
 
 def why_no_pairs(scored: Scored, split: Split) -> str:
     """For a step without a contrast."""
-    silent = [name for name, table in scored.scores.items() if table.isnan().all()]
+    mute = [name for name, table in scored.scores.items() if table.isnan().all()]
     if split.waiting:
         return split.waiting
-    if silent:
-        return f"reward {', '.join(map(repr, silent))} abstained on every sample"
+    if len(scored.silent) and bool(scored.silent.all()):
+        return f"all {len(scored.silent)} clips are silent"
+    if mute:
+        return f"reward {', '.join(map(repr, mute))} abstained on every sample"
     if split.pairs.ties:
         return "the samples of each prompt have equal scores, so there is nothing to learn from"
     return "no prompt has two samples on which no reward abstained"
-
-
-def _scores(reward: InstanceReward, batches: Sequence[Media], seeds: Sequence[int]) -> Tensor:
-    """(b,) float64; NaN only where the reward may abstain."""
-    parts = []
-    for batch in batches:
-        scores = torch.as_tensor(reward.score(batch)).detach().to("cpu", torch.float64)
-        if scores.shape != (len(batch),):
-            raise PluginError(
-                f"reward {reward.name!r} returned scores of shape {tuple(scores.shape)} for {len(batch)} clips; "
-                f"expected ({len(batch)},)"
-            )
-        parts.append(scores)
-    found = torch.cat(parts)
-    bad = found.isinf() if reward.abstains else ~found.isfinite()
-    if bad.any():
-        row = int(bad.nonzero()[0])
-        expected = "a finite number, or NaN to abstain" if reward.abstains else "a finite number"
-        raise NotFinite(
-            f"reward {reward.name!r} is {float(found[row])} for {_clip(batches, seeds, row)}; expected {expected}; "
-            "mend the reward"
-        )
-    return found
-
-
-def _features(reward: SetReward, batches: Sequence[Media], seeds: Sequence[int]) -> Tensor:
-    """(b, s, f) on the CPU, finite."""
-    parts: list[Tensor] = []
-    for batch in batches:
-        features = torch.as_tensor(reward.embed(batch)).detach().cpu()
-        if (
-            features.ndim != 3
-            or len(features) != len(batch)
-            or features.shape[1:] != (parts or [features])[0].shape[1:]
-        ):
-            raise PluginError(
-                f"set reward {reward.name!r} embedded {len(batch)} clips as {tuple(features.shape)}; "
-                "expected (clips, frames, features), with the same frames and features in every batch"
-            )
-        parts.append(features)
-    found = torch.cat(parts)
-    bad = ~found.isfinite().flatten(1).all(1)
-    if bad.any():
-        clip = _clip(batches, seeds, int(bad.nonzero()[0]))
-        raise NotFinite(f"set reward {reward.name!r} made NaN or infinity of {clip}; expected finite features")
-    return found
-
-
-def _clip(batches: Sequence[Media], seeds: Sequence[int], row: int) -> str:
-    prompts = [prompt for batch in batches for prompt in batch.prompts]
-    return f"prompt {prompts[row]!r}, seed {seeds[row]}"
 
 
 def _mean(values: Tensor) -> float:

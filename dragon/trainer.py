@@ -16,23 +16,29 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from dragon.contrast import Credit, Pairs, Swap
-from dragon.errors import ConfigError
-from dragon.learner import Learner, PairPool, Update, check_finite
-from dragon.media import Generation, Media
-from dragon.processes import Alone, Processes
+from dragon.errors import ConfigError, PluginError
+from dragon.learner import Learner, Update
+from dragon.media import Cond, Generation, Media
+from dragon.pool import PairPool
+from dragon.processes import Alone, Processes, share
 from dragon.protocols import Objective, Policy
-from dragon.scoring import Scoring, WeightedReward, why_no_pairs
+from dragon.rollout import Judged, Rollout, Stopwatch
+from dragon.scoring import Scored, Scoring, WeightedReward, why_no_pairs
+from dragon.texts import short
+from dragon.verdicts import SILENCE
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,14 @@ class Trainer:
         self.processes = processes
         self.columns = {name: tuple(values) for name, values in (columns or {}).items()}
         _check_prompts(self.prompts, self.columns)
-        self.scoring = Scoring(rewards, contrast, credit)
+        self.scoring = Scoring(rewards, contrast, credit, settings.reward_timeout)
+        self.rollout = Rollout(
+            policy,
+            steps=settings.rollout_steps,
+            guidance=settings.guidance,
+            batch_size=settings.batch_size,
+            overlap=settings.overlap_scoring,
+        )
         self.learner = Learner(
             policy,
             objective,
@@ -200,6 +213,7 @@ class Trainer:
         )
         self.step = 0
         self._replay: list[PairPool] = []
+        self._silence_told = False
 
     @property
     def objective(self) -> Objective:
@@ -231,6 +245,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             **self.scoring.state_dict(),
             "replay": [pool.state_dict() for pool in self._replay],
+            "rollout": self.rollout.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
@@ -246,36 +261,37 @@ class Trainer:
         self.scoring.load_state_dict(state, anew)
         replay = [] if "rewards" in anew else state["replay"]
         self._replay = [PairPool.from_state(pool, self.learner.device) for pool in replay]
+        self.rollout.load_state_dict(state.get("rollout", {}))
         self.step = int(state["step"])
 
     # One step, in order.
 
     def _one_step(self) -> StepReport:
-        m, k = self.settings.prompts_per_step, self.settings.num_generations
-        watch = _Watch()
+        watch, start = Stopwatch(), time.perf_counter()
         index = self._draw_prompts()
-        with watch("rollout"):
-            generation = self._roll_out(index)
-        with watch("decode"):
-            media = self._decode(generation, index)
-        with watch("score"):
-            scored = self.scoring.score(media, generation.seeds, (m, k), self.settings.batch_size)
+        own, first_row = self._roll_out(index, watch)
+        generation, scored = self._gathered(own, index)
+        silence = {"silent": _mean(scored.silent)} if own.media.rate else {}
+        self._tell_silence(scored, generation)
         with watch("search"):
             split = self.scoring.split(scored, self._generator("pairs"))
+            self._check_same(split.pairs)
         pairs = split.pairs
         skipped = "" if len(pairs) else why_no_pairs(scored, split)
         updates: list[Update] = []
         with watch("train"):
             if skipped and not split.waiting:
-                warnings.warn(f"step {self.step + 1}: {skipped}; no update was made", stacklevel=3)
+                self._warn(f"{skipped}; no update was made")
             elif not skipped:
                 updates = self._learn(generation, pairs)
+        if updates and all(update.skipped for update in updates):
+            skipped = updates[0].skipped
         self.step += 1
         return StepReport(
             step=self.step,
             rewards=split.rewards,
             reward=split.reward,
-            figures=split.figures,
+            figures={**split.figures, **silence},
             gap=_mean(pairs.gap),
             loss=_mean([u.loss for u in updates]),
             implicit_accuracy=_mean([u.implicit_accuracy for u in updates]),
@@ -291,9 +307,12 @@ class Trainer:
             seconds=watch.stages,
             reward_seconds=scored.seconds,
             skipped=skipped,
-            media=media,
-            seeds=generation.seeds,
+            media=own.media,
+            seeds=own.generation.seeds,
             scores=split.scores,
+            first_row=first_row,
+            skipped_updates=self.learner.skipped,
+            whole_seconds=time.perf_counter() - start,
         )
 
     def _draw_prompts(self) -> list[int]:
@@ -308,37 +327,59 @@ class Trainer:
             chosen.append(orders[epoch][place])
         return chosen
 
-    def _roll_out(self, index: Sequence[int]) -> Generation:
-        """k samples of each prompt from the current policy; row = prompt * k + sample."""
-        s = self.settings
-        prompts = [self.prompts[i] for i in index for _ in range(s.num_generations)]
-        seeds = [_derived(s.seed, self.step, "sample", row) for row in range(len(prompts))]
-        with torch.no_grad():
-            parts = [
-                self.policy.generate(prompts[rows], seeds[rows], steps=s.rollout_steps, guidance=s.guidance)
-                for rows in _slices(len(prompts), s.batch_size)
-            ]
-        generation = Generation.cat(parts)
-        check_finite("a sample of the policy", generation.latents, generation)
-        return generation
+    def _roll_out(self, index: Sequence[int], watch: Stopwatch) -> tuple[Judged, int]:
+        """This process's share of the samples from the current policy, judged, and the row of the first one."""
+        k = self.settings.num_generations
+        prompts, seeds = self._all_rows(index)
+        columns = {name: [values[i] for i in index for _ in range(k)] for name, values in self.columns.items()}
+        mine, most = share(len(index), self.processes), -(-len(index) // self.processes.count)
+        rows = range(mine.start * k, mine.stop * k)
+        with self.rollout.together(self.processes):
+            parts = self.rollout.each(
+                prompts, seeds, self.scoring.judge, watch, columns=columns, rows=rows, most=most * k
+            )
+            return Judged.cat(list(parts)), rows.start
 
-    def _decode(self, generation: Generation, index: Sequence[int]) -> Media:
-        with torch.no_grad():
-            parts = [
-                self.policy.decode(generation.rows(range(len(generation))[rows]))
-                for rows in _slices(len(generation), self.settings.batch_size)
-            ]
-        media = replace(
-            parts[0],
-            tensor=torch.cat([p.tensor for p in parts]),
-            prompts=generation.prompts,
-            columns={
-                name: tuple(values[i] for i in index for _ in range(self.settings.num_generations))
-                for name, values in self.columns.items()
-            },
+    def _gathered(self, own: Judged, index: Sequence[int]) -> tuple[Generation, Scored]:
+        """All processes' samples and what was said of them; row = prompt * k + sample."""
+        gather, made = self.processes.gather, own.generation
+        cond = Cond({name: gather(tensor) for name, tensor in made.cond.tensors.items()})
+        generation = Generation(gather(made.latents), cond, *self._all_rows(index))
+        said = own.verdicts.gathered(self.processes)
+        return generation, self.scoring.scored(said, (len(index), self.settings.num_generations))
+
+    def _all_rows(self, index: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Prompt and seed of each sample of the step, whichever process draws it: k of each prompt in turn."""
+        prompts = tuple(self.prompts[i] for i in index for _ in range(self.settings.num_generations))
+        return prompts, tuple(_derived(self.settings.seed, self.step, "sample", row) for row in range(len(prompts)))
+
+    def _check_same(self, pairs: Pairs) -> None:
+        """All processes hold the same scores, so they must have come to the same D+ and D-."""
+        sides = torch.stack([pairs.positive, pairs.negative]).tolist()
+        digests = self.processes.gather_values(_derived(sides))
+        if len(set(digests)) > 1:
+            raise PluginError(
+                f"step {self.step + 1}: the processes made different pairs of the same scores ({digests}); expected "
+                "one result: a set reward, credit or contrast draws numbers of its own, or the machines differ"
+            )
+
+    def _tell_silence(self, scored: Scored, generation: Generation) -> None:
+        """One warning a run."""
+        silent = scored.silent.nonzero().flatten().tolist()
+        if not silent or self._silence_told:
+            return
+        self._silence_told = True
+        row = silent[0]
+        self._warn(
+            f"{len(silent)} of {len(generation)} clips are silent (peak below {SILENCE:g}), such as that of prompt "
+            f"{short(generation.prompts[row])}, seed {generation.seeds[row]}; listen to it, and watch the figure "
+            "`silent` of later steps"
         )
-        check_finite("a decoded clip", media.tensor, generation)
-        return media
+
+    def _warn(self, text: str) -> None:
+        """All processes come to the same warnings, and one speaks."""
+        if self.processes.main:
+            warnings.warn(f"step {self.step + 1}: {text}", stacklevel=5)
 
     def _learn(self, generation: Generation, pairs: Pairs) -> list[Update]:
         """The step's updates, on its own pairs and those that are replayed."""
@@ -364,14 +405,12 @@ class Trainer:
 
     @contextmanager
     def _whole_or_not(self) -> Iterator[None]:
-        """Global random numbers from (seed, step), restored after; on any exception the state before is put back.
+        """Global random numbers from (seed, step); on any exception the state before is put back.
 
         Costs one copy of weights, moments and averages in main memory.
         """
         before = self.state_dict()
-        device = self.learner.device
-        with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-            torch.manual_seed(_derived(self.settings.seed, self.step, "global"))  # dropout, careless rewards
+        with _global_numbers(_derived(self.settings.seed, self.step, "global"), self.learner.device):
             try:
                 yield
             except BaseException:
@@ -379,27 +418,25 @@ class Trainer:
                 raise
 
 
-@dataclass
-class _Watch:
-    """Seconds of each stage, by the wall clock. Every stage ends in a check that waits for the device."""
-
-    stages: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.stages[stage] = time.perf_counter() - start
+@contextmanager
+def _global_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """Global random numbers of torch, numpy and Python from `seed` (dropout, careless rewards), restored after."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def _derived(*parts: object) -> int:
     """A seed of 31 bits (torch's CPU generator uses 32) that depends on every part."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") >> 1
-
-
-def _slices(rows: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def _check_prompts(prompts: Sequence[str], columns: Mapping[str, Sequence[object]]) -> None:

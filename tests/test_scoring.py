@@ -149,7 +149,7 @@ def test_a_set_reward_that_breaks_its_contract_is_named() -> None:
 
     with pytest.raises(PluginError, match=r"set reward 'centre' embedded 5 clips as \(5, 2\)"):
         split(Scoring([WeightedReward(Flat())], Swap()))
-    with pytest.raises(NotFinite, match=r"'centre' made NaN or infinity of prompt 'prompt \d', seed \d+"):
+    with pytest.raises(NotFinite, match=r"'centre' made NaN or infinity for prompt 'prompt \d', seed \d+"):
         split(Scoring([WeightedReward(Holes())], Swap()))
     with pytest.raises(NotFinite, match=r"'centre' gave \[nan\] for 1 sets of 18 clips"):
         split(Scoring([WeightedReward(Scoreless())], Swap()))
