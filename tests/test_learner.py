@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +12,10 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from dragon.batching import OutOfMemory
 from dragon.errors import ConfigError, NotFinite
 from dragon.learner import Learner, Update
+from dragon.loss_scale import LossScale
 from dragon.media import Cond, Generation
 from dragon.objectives import DPO, KTO, NFT, BestOfK, gain
 from dragon.policy.toy import ToyPolicy
@@ -69,8 +73,92 @@ def figures(update: Update) -> dict[str, float]:
     return {name: value for name, value in vars(update).items() if name != "skipped"}
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are equal to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
 def seeded(seed: int) -> Generator:
     return Generator().manual_seed(seed)
+
+
+def weights(it: Learner) -> Tensor:
+    return torch.cat([p.detach().flatten().clone() for p in it.parameters.values()])
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Another objective that notes what it was given."""
+
+    inner: Any
+    seen: list[Terms]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def with_beta(self, beta: float) -> Watched:
+        return Watched(self.inner.with_beta(beta), self.seen)
+
+    def __call__(self, terms: Terms) -> Tensor:
+        self.seen.append(terms)
+        return self.inner(terms)
+
+
+@dataclass(frozen=True)
+class Spoilt:
+    """Another objective whose loss is changed by a function."""
+
+    inner: Any
+    spoil: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def __call__(self, terms: Terms) -> Tensor:
+        return self.spoil(self.inner(terms))
+
+
+class Small:
+    """Another policy, with room for so many pairs of rows in one call."""
+
+    def __init__(self, inner: Any, room: int) -> None:
+        self.inner, self.room = inner, room
+        self.calls: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def predict(self, latents: Tensor, noising: Noising, cond: Cond) -> Tensor:
+        pairs = len(latents) // 2
+        self.calls.append(pairs)
+        if pairs > self.room:
+            raise torch.OutOfMemoryError(f"no room for {pairs} pairs")
+        return self.inner.predict(latents, noising, cond)  # type: ignore[no-any-return]
+
+
+class HalfToy:
+    """The toy as if its network ran in float16: what is larger than that type's largest number becomes infinite."""
+
+    precision = "float16"
+
+    def __init__(self, largest: float = 65504.0) -> None:
+        self._toy = ToyPolicy()
+        for p in self._toy.trainable().values():
+            p.register_hook(lambda g: torch.where(g.abs() > largest, torch.inf, g))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._toy, name)
+
+
+def spoilt_loss(row: int = 2) -> Spoilt:
+    return Spoilt(BestOfK(), lambda loss: loss.index_fill(0, torch.tensor([row]), torch.nan))
+
+
+def spoilt_gradient() -> Spoilt:
+    """sqrt at 0 is 0 with an infinite slope: the loss alone would not show it."""
+    return Spoilt(NFT(), lambda loss: (loss - loss.detach()).abs().sqrt())
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
@@ -199,23 +287,22 @@ def test_the_first_update_does_not_calibrate_because_every_gain_is_zero() -> Non
 
 
 def test_a_loss_that_is_not_finite_stops_with_prompt_and_seed() -> None:
-    it = learner(ToyPolicy(), Spoilt(BestOfK(), lambda loss: loss.index_fill(0, torch.tensor([2]), torch.nan)))
+    it = learner(ToyPolicy(), spoilt_loss())
     expected = it._draw(pool(it.policy), seeded(0)).pairs.positive
-    before = {name: p.detach().clone() for name, p in it.parameters.items()}
+    before = weights(it)
     with pytest.raises(NotFinite, match=f"the loss 'best_of_k' .*{expected.prompts[2]!r}, seed {expected.seeds[2]} "):
         it.update(pool(it.policy), seeded(0), 1e-2)
-    assert all(torch.equal(before[name], p) for name, p in it.parameters.items())
+    assert torch.equal(before, weights(it))
 
 
 def test_a_gradient_that_is_not_finite_stops_with_parameter_prompt_and_seeds() -> None:
-    # sqrt at 0 is 0 with an infinite slope: the loss alone would not show it
-    it = learner(ToyPolicy(), Spoilt(NFT(), lambda loss: (loss - loss.detach()).abs().sqrt()))
+    it = learner(ToyPolicy(), spoilt_gradient())
     pairs = it._draw(pool(it.policy), seeded(0)).pairs
-    before = {name: p.detach().clone() for name, p in it.parameters.items()}
+    before = weights(it)
     first = f"prompt {pairs.positive.prompts[0]!r}, seeds {pairs.positive.seeds[0]} .*{pairs.negative.seeds[0]} "
     with pytest.raises(NotFinite, match=f"the gradient of 'layers.*{first}"):
         it.update(pool(it.policy), seeded(0), 1e-2)
-    assert all(torch.equal(before[name], p) for name, p in it.parameters.items())
+    assert torch.equal(before, weights(it))
 
 
 @pytest.mark.parametrize("part", ["reference", "policy"])
@@ -231,12 +318,170 @@ def test_a_prediction_that_is_not_finite_names_whose_it_is(part: str) -> None:
         it.update(pool(ToyPolicy()), seeded(0), 1e-2)
 
 
+@pytest.mark.parametrize("spoilt", [spoilt_loss(), spoilt_gradient()], ids=["loss", "gradient"])
+def test_an_update_that_is_left_out_changes_nothing_and_is_counted(spoilt: Spoilt) -> None:
+    it = learner(ToyPolicy(), spoilt.inner, max_skipped_updates=3)
+    pairs = pool(it.policy)
+    it.update(pairs, seeded(0), 1e-2)
+    before, whole = it.state_dict(), it.objective
+    it.objective = spoilt
+    with pytest.warns(UserWarning, match="left out, number 1 of at most 3 of the run: the .* not finite for prompt '"):
+        report = it.update(pairs, seeded(1), 1e-2)
+    assert "not finite for prompt" in report.skipped
+    assert all(math.isnan(value) for value in figures(report).values())
+    assert it.skipped == 1
+    after = it.state_dict()
+    assert after.pop("skipped") == 1 and before.pop("skipped") == 0
+    assert same(after, before)
+    it.objective = whole
+    fresh = learner(ToyPolicy(), whole)
+    fresh.load_state_dict({**before, "skipped": 0})
+    for one in (it, fresh):  # what follows is what would have followed
+        one.update(pairs, seeded(2), 1e-2)
+    assert torch.equal(weights(it), weights(fresh))
+
+
+def test_after_the_stated_number_of_updates_left_out_the_last_one_is_an_error() -> None:
+    it = learner(ToyPolicy(), spoilt_loss(), max_skipped_updates=2)
+    pairs = pool(it.policy)
+    for i in range(2):
+        with pytest.warns(UserWarning, match=f"number {i + 1} of at most 2"):
+            it.update(pairs, seeded(i), 1e-2)
+    last = it._draw(pairs, seeded(2)).pairs.positive
+    told = f"{last.prompts[2]!r}, seed {last.seeds[2]} .*number 3 to be left out, max_skipped_updates is 2"
+    with pytest.raises(NotFinite, match=told):
+        it.update(pairs, seeded(2), 1e-2)
+
+
+def test_the_count_of_updates_left_out_goes_on_after_resuming() -> None:
+    it, again = (learner(ToyPolicy(), spoilt_loss(), max_skipped_updates=1) for _ in range(2))
+    with pytest.warns(UserWarning, match="left out"):
+        it.update(pool(it.policy), seeded(0), 1e-2)
+    again.load_state_dict(it.state_dict())
+    assert again.skipped == 1
+    with pytest.raises(NotFinite, match="number 2 to be left out"):
+        again.update(pool(it.policy), seeded(1), 1e-2)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_the_result_stays() -> None:
+    ends = []
+    for room in (99, 5):
+        policy = Small(DoubleToy(), room)
+        it = learner(policy, KTO(beta=50))
+        pairs = pool(ToyPolicy(), dtype=torch.float64)
+        with (
+            pytest.warns(UserWarning, match="out of memory in a micro-batch of 8 rows; going on with 4")
+            if (room == 5)
+            else nullcontext()
+        ):
+            it.update(pairs, seeded(0), 1e-2)
+        policy.calls.clear()
+        it.update(pairs, seeded(1), 1e-2)  # says nothing and tries no larger one
+        assert max(policy.calls) == (8 if room == 99 else 4)
+        ends.append(weights(it))
+    torch.testing.assert_close(*ends, rtol=1e-9, atol=1e-9)
+
+
+def test_a_single_pair_that_does_not_fit_is_an_error() -> None:
+    it = learner(Small(ToyPolicy(), 0), NFT())
+    with (
+        pytest.warns(UserWarning, match="of 2 rows; going on with 1 .set update.micro_batch_size"),
+        pytest.raises(OutOfMemory, match="micro-batch of one row"),
+    ):
+        it.update(pool(ToyPolicy()), seeded(0), 1e-2)
+
+
+def test_a_smaller_micro_batch_is_kept_when_resuming() -> None:
+    it = learner(Small(ToyPolicy(), 4), NFT())
+    with pytest.warns(UserWarning, match="out of memory"):
+        it.update(pool(ToyPolicy()), seeded(0), 1e-2)
+    policy = Small(ToyPolicy(), 4)
+    again = learner(policy, NFT())
+    again.load_state_dict(it.state_dict())
+    again.update(pool(ToyPolicy()), seeded(1), 1e-2)
+    assert max(policy.calls) == 4
+
+
+def test_the_loss_scale_falls_until_nothing_overflows_and_changes_no_digit() -> None:
+    ends, scales = [], []
+    for policy in (ToyPolicy(), HalfToy(largest=100.0)):
+        it = learner(policy, NFT())
+        reports = [it.update(pool(ToyPolicy()), seeded(i), 1e-2) for i in range(3)]
+        ends.append((weights(it), [figures(report) for report in reports]))
+        scales.append(it.state_dict()["scale"]["value"])
+    assert torch.equal(ends[0][0], ends[1][0]) and str(ends[0][1]) == str(ends[1][1])  # as text: NaN equals NaN
+    assert scales[0] == 1 and 1 < scales[1] < 2**16
+    again = learner(HalfToy(), NFT())
+    again.load_state_dict(it.state_dict())
+    assert again.state_dict()["scale"] == it.state_dict()["scale"]
+
+
+def test_a_gradient_that_no_loss_scale_mends_leaves_the_scale_alone() -> None:
+    it = learner(HalfToy(), spoilt_gradient(), max_skipped_updates=1)
+    with pytest.warns(UserWarning, match="the gradient of 'layers"):
+        it.update(pool(ToyPolicy()), seeded(0), 1e-2)
+    assert it.state_dict()["scale"] == LossScale(True).state_dict()
+
+
+def test_the_loss_scale_doubles_after_many_updates_without_overflow() -> None:
+    scale, single = LossScale(True), LossScale(False)
+    scale.lower()
+    for _ in range(2000):
+        assert scale.value == 2.0**15
+        scale.served()
+        single.served()
+    assert scale.value == 2.0**16 and single.value == 1.0 and not single.lower()
+
+
 def test_state_of_another_objective_or_model_is_refused() -> None:
     state = learner(ToyPolicy(), NFT()).state_dict()
     with pytest.raises(ConfigError, match="objective 'nft', this run has 'dpo'"):
         learner(ToyPolicy(), DPO()).load_state_dict(state)
     with pytest.raises(ConfigError, match="do not fit the policy"):
         learner(ToyPolicy(hidden=8), NFT()).load_state_dict(state)
+
+
+def trained(objective: Objective, updates: int = 5) -> Learner:
+    it = learner(ToyPolicy(), objective, calibration_updates=2)
+    for i in range(updates):
+        it.update(pool(it.policy), seeded(i), 1e-2)
+    it.follow()
+    return it
+
+
+def test_another_objective_that_is_allowed_starts_anew_at_the_stored_weights() -> None:
+    state = trained(DPO()).state_dict()
+    it = learner(ToyPolicy(), NFT())
+    it.load_state_dict(state, frozenset({"objective"}))
+    assert it.objective == NFT() and it.updates == 5
+    assert it._old is not None
+    for name, value in state["weights"].items():
+        assert torch.equal(it.parameters[name], value) and torch.equal(it._old.values[name], value)
+        assert torch.equal(it.ema.values[name], state["ema"][name])
+    assert it.state_dict()["optimizer"].keys() == state["optimizer"].keys()
+    other = learner(ToyPolicy(), DPO(beta=7.0), calibration_updates=2)  # the same objective with another option
+    other.load_state_dict(state, frozenset({"objective"}))
+    assert other.objective == DPO(beta=7.0)
+    other.load_state_dict(state)
+    assert other.objective.beta == state["beta"] != 5000.0
+
+
+def test_an_optimizer_that_starts_anew_has_no_moments() -> None:
+    state = trained(NFT()).state_dict()
+    it = learner(ToyPolicy(), NFT())
+    it.load_state_dict(state, frozenset({"optimizer", "rewards", "credit"}))
+    assert it.state_dict()["optimizer"] == {} and it.updates == 5
+    assert it._old is not None and all(torch.equal(it._old.values[name], v) for name, v in state["old"].items())
+    it.update(pool(it.policy), seeded(9), 1e-2)
+    assert {int(moments["step"]) for moments in it.state_dict()["optimizer"].values()} == {1}
+
+
+def test_a_state_of_version_0_1_can_be_read() -> None:
+    state = trained(NFT()).state_dict()
+    old = {key: value for key, value in state.items() if key not in ("skipped", "micro_batch", "scale")}
+    it = learner(ToyPolicy(), NFT())
+    it.load_state_dict(old)
+    assert same(it.state_dict(), state)
 
 
 def test_a_state_stays_as_it_was_when_training_goes_on() -> None:
@@ -267,35 +512,3 @@ def test_pools_come_back_from_their_state() -> None:
     assert torch.equal(again.negative.latents, pairs.negative.latents)
     empty = Generation(torch.zeros(1, 2), Cond(), ("a",), (1,))
     assert PairPool.from_state(PairPool(empty, empty).state_dict(), torch.device("cpu")).positive.cond == Cond()
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Another objective that notes what it was given."""
-
-    inner: Any
-    seen: list[Terms]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def with_beta(self, beta: float) -> Watched:
-        return Watched(self.inner.with_beta(beta), self.seen)
-
-    def __call__(self, terms: Terms) -> Tensor:
-        self.seen.append(terms)
-        return self.inner(terms)
-
-
-@dataclass(frozen=True)
-class Spoilt:
-    """Another objective whose loss is changed by a function."""
-
-    inner: Any
-    spoil: Any
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def __call__(self, terms: Terms) -> Tensor:
-        return self.spoil(self.inner(terms))

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 
 class MiniDenoiser(ModelMixin, ConfigMixin):
-    """Shapes: x (b, s, c), time (b,) in [0, 1], text (b, l, f), mask (b, l) bool -> (b, s, c)."""
+    """Shapes: x (b, s, c), time (b,) in [0, 1], text (b, l, f), mask (b, l) bool -> (b, s, c).
+
+    `enable_gradient_checkpointing()` (diffusers) keeps only the input of each block for the backward pass.
+    """
+
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -31,6 +36,7 @@ class MiniDenoiser(ModelMixin, ConfigMixin):
         patch: int = 2,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.patch, self.head_width = patch, width // heads
         self.proj_in = nn.Linear(channels * patch, width)
         self.time = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
@@ -54,7 +60,10 @@ class MiniDenoiser(ModelMixin, ConfigMixin):
         rotary = _rotary(h.shape[1], self.head_width, h.device)
         keys = mask[:, None, None, :]
         for block in self.blocks:
-            h = block(h, modulation, text, keys, rotary)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h = self._gradient_checkpointing_func(block, h, modulation, text, keys, rotary)
+            else:
+                h = block(h, modulation, text, keys, rotary)
         shift, scale = self.scale_out(global_cond).unsqueeze(1).chunk(2, dim=-1)
         return self.proj_out(self.norm_out(h) * (1 + scale) + shift).reshape(b, s, c)
 

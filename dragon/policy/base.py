@@ -25,8 +25,9 @@ from dragon.policy.tuning import Tuning, swapped
 from dragon.protocols import Noising
 
 Sampler = Literal["euler", "heun", "dpmpp_2m"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 _SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CACHED_PROMPTS = 4096
 
 
@@ -72,8 +73,9 @@ class Backbone(Protocol):
 class DiffusionPolicy:
     """A `Policy` made of a backbone and a tuning of its denoiser.
 
-    sampler: of roll-outs. precision: "bfloat16" runs the network under autocast, in roll-outs and in `predict`;
-    weights, latents, predictions, losses and the optimiser's state stay float32.
+    sampler: of roll-outs. precision: "bfloat16" and "float16" run the network under autocast, in roll-outs and in
+    `predict`; weights, latents, predictions, losses and the optimiser's state stay float32. With float16 the learner
+    scales the loss; it runs on a CPU too, but many times slower than float32.
     """
 
     def __init__(
@@ -81,10 +83,11 @@ class DiffusionPolicy:
     ) -> None:
         if sampler not in _SAMPLERS:
             raise ConfigError(f"sampler is {sampler!r}; expected one of {list(_SAMPLERS)}")
-        if precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision is {precision!r}; expected 'float32' or 'bfloat16'")
+        if precision not in _DTYPES:
+            raise ConfigError(f"precision is {precision!r}; expected one of {list(_DTYPES)}")
         self._backbone, self._tuning = backbone, tuning
-        self._sampler, self._precision = sampler, precision
+        self.precision: Precision = precision
+        self._sampler = sampler
         self._encoded: OrderedDict[str, Cond] = OrderedDict()
 
     @property
@@ -162,8 +165,9 @@ class DiffusionPolicy:
         return prediction.float()
 
     def _autocast(self) -> torch.autocast:
-        low = self._precision == "bfloat16"
-        return torch.autocast(self._backbone.device.type, dtype=torch.bfloat16, enabled=low)
+        low = self.precision != "float32"
+        dtype = _DTYPES[self.precision] if low else None
+        return torch.autocast(self._backbone.device.type, dtype=dtype, enabled=low)
 
     def target(self, latents: Tensor, noising: Noising) -> Tensor:
         """(b, *d) what `predict` was trained to equal."""

@@ -31,8 +31,10 @@ class MiniPolicy(DiffusionPolicy):
     folder: of a saved pipeline; None: the one shipped with the package; a loaded pipeline is taken over (moved to
     the device in float32, its denoiser changed). tuning, rank, alpha, targets, adapter_seed: see `LoraTuning`
     (empty targets: the list above) and `FullTuning`. sampler: of roll-outs; shift: of their flow times.
-    precision: see `DiffusionPolicy`. t_min, t_max: range of the flow times that training draws, inside the density
-    it was pre-trained with; the default is where a contrast teaches most (docs/noise_levels.md).
+    precision: see `DiffusionPolicy`. gradient_checkpointing: the backward pass computes each block's activations again
+    in place of keeping them: a fraction of the memory for more time, the same gradients. t_min, t_max: range of the
+    flow times that training draws, inside the density it was pre-trained with; the default is where a contrast
+    teaches most (docs/noise_levels.md).
 
     Raises:
         ConfigError: an unknown tuning, device, sampler or target, or an empty range of times.
@@ -49,6 +51,7 @@ class MiniPolicy(DiffusionPolicy):
         adapter_seed: int = 0,
         sampler: Sampler = "euler",
         precision: Precision = "float32",
+        gradient_checkpointing: bool = False,
         shift: float = 1.0,
         t_min: float = 0.9,
         t_max: float = 1.0,
@@ -63,6 +66,10 @@ class MiniPolicy(DiffusionPolicy):
         pipeline = load_pipeline(folder) if folder is None or isinstance(folder, str) else folder
         backbone = _MiniBackbone(pipeline, torch_device(device), shift, (t_min, t_max))
         model = pipeline.denoiser
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        else:
+            model.disable_gradient_checkpointing()
         part: Tuning
         if tuning == "lora":
             part = LoraTuning(model, rank=rank, alpha=alpha, targets=targets or LORA_TARGETS, seed=adapter_seed)
