@@ -45,7 +45,7 @@ class Ema:
         return {name: value.clone() for name, value in self._values.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continues from what `state_dict` gave, on the device of the present values; sharded if they are."""
+        """Continues from what `state_dict` gave (sharded where the values are), on the device of the present values."""
         self._check(state)
         for name, value in self._values.items():
             value.copy_(state[name])

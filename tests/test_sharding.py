@@ -1,0 +1,283 @@
+"""Claims about sharded weights: two processes, each with its half, equal one that has them all.
+
+`story` goes through all that training asks of a policy and tells every number. It is told by this process, and by two
+that this file starts as a script; the claims compare the tellings.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dragon.diffusion import Ema
+from dragon.errors import ConfigError
+from dragon.policy import ToyPolicy
+from dragon.policy.base import DiffusionPolicy
+from dragon.sharding import is_sharded, is_writer, placed, shard, whole
+
+ROWS, SHARES = 5, (slice(0, 3), slice(3, 5))
+"""Uneven on purpose: every process makes the same calls, not the same number of rows."""
+
+
+def toy() -> DiffusionPolicy:
+    return ToyPolicy(hidden=7)  # neither 7 nor the output's 2 x 7 divides evenly by rows over processes
+
+
+def mini(**options: object) -> DiffusionPolicy:
+    """A random pipeline of the built-in model's classes, without a layer of zeros."""
+    from dragon.mini import random_pipeline
+    from dragon.policy import MiniPolicy
+
+    return MiniPolicy(random_pipeline(seed=0, width=32, layers=2), **options)  # type: ignore[arg-type]
+
+
+POLICIES: dict[str, Callable[[], DiffusionPolicy]] = {
+    "toy": toy,
+    "lora": lambda: mini(rank=3, alpha=6.0),
+    "full": lambda: mini(tuning="full"),
+}
+
+
+def story(policy: DiffusionPolicy, folder: Path, rows: slice, processes: int) -> dict[str, Tensor]:
+    """What one process sees of a short training on its `rows`; weights and moments whole."""
+    prompts = ["left", "up", "right", "down", "up"] if isinstance(policy, ToyPolicy) else ["slow piano"] * ROWS
+    draw = torch.Generator().manual_seed(0)
+    latents = torch.randn(ROWS, *policy.event_shape, generator=draw)
+    noising, cond = policy.draw_noising(latents, draw), policy.encode(prompts)
+    target = policy.target(latents, noising)
+    told: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def look(name: str) -> None:
+        told[name] = policy.predict(latents, noising, cond)
+
+    def tell(name: str, tensors: Mapping[str, Tensor]) -> None:
+        told.update({f"{name} {key}": whole(value.detach()).clone() for key, value in tensors.items()})
+
+    parameters = policy.trainable()
+    start = {name: whole(p.detach()).clone() for name, p in parameters.items()}
+    ema, optimizer = Ema(parameters, 0.5), torch.optim.AdamW(parameters.values(), lr=1e-3)
+    for step in range(3):
+        error = (policy.predict(latents, noising, cond) - target).flatten(1).square().mean(1)
+        with policy.reference():
+            look(f"reference {step}")  # between forward and backward, where it must change no gradient
+        (processes * error[rows].sum() / ROWS).backward()
+        tell(f"gradient {step}", {name: p.grad for name, p in parameters.items() if p.grad is not None})
+        told[f"norm {step}"] = whole(nn.utils.clip_grad_norm_(parameters.values(), 0.1))
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(parameters)
+    tell("weight", parameters)
+    tell("average", ema.values)
+    for name, p in parameters.items():
+        tell(f"moments {name}", {key: optimizer.state[p][key] for key in ("exp_avg", "exp_avg_sq")})
+
+    look("trained")
+    with policy.weights(ema.values):
+        look("under the averages")
+        with policy.weights(start), pytest.raises(RuntimeError), policy.reference():
+            raise RuntimeError
+        look("under the averages again")
+    look("trained again")
+    with policy.weights({name: told[f"average {name}"] for name in parameters}):
+        look("under whole values")
+    told["samples"] = policy.generate(prompts, range(ROWS), steps=2, guidance=2.0).latents
+
+    again = Ema(parameters, 0.5)
+    again.load_state_dict({name: placed(whole(v), parameters[name]) for name, v in ema.state_dict().items()})
+    tell("average again", again.values)
+    policy.save(str(folder))
+    if processes > 1:
+        torch.distributed.barrier()  # the first process writes, all read
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+    policy.load(str(folder))
+    look("loaded")
+    tell("loaded weight", parameters)
+    return told
+
+
+def tell_as(rank: int, folder: Path, kind: str) -> None:
+    """One of two processes: shards the policy, goes through the story on its rows and stores what it saw."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    policy = POLICIES[kind]()
+    total = sum(p.numel() for p in policy.trainable().values())
+    policy.shard()
+    shares = [p.to_local() for p in policy.trainable().values()]  # type: ignore[attr-defined]
+    told = story(policy, folder / "saved", SHARES[rank], 2)
+    told["held"] = torch.tensor([sum(share.numel() for share in shares), total])
+    save_file({name: value.contiguous() for name, value in told.items()}, folder / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+def run_two(folder: Path, kind: str) -> None:
+    command = [sys.executable, __file__, str(folder), kind]
+    running = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]
+    try:
+        for process in running:
+            said, _ = process.communicate(timeout=150)
+            assert process.returncode == 0, said
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+KINDS = ["toy", pytest.param("lora", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tellings(request, tmp_path_factory) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Path]:
+    """(of the process that has all weights, of the two that share them, the folder of files saved/ and alone/)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run_two(folder, request.param)
+    alone = story(POLICIES[request.param](), folder / "alone", slice(None), 1)
+    return alone, [load_file(folder / f"{rank}.safetensors") for rank in range(2)], folder
+
+
+def assert_same(tellings, *names: str) -> None:
+    """To 1e-5, on both processes, of all that begins with one of `names`."""
+    alone, shared, _ = tellings
+    told = [name for name in alone if name.startswith(names)]
+    assert told
+    for name in told:
+        for other in shared:
+            torch.testing.assert_close(
+                other[name], alone[name], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_each_process_holds_about_half_of_the_weights(tellings) -> None:
+    _, shared, _ = tellings
+    held, total = zip(*(told["held"].tolist() for told in shared), strict=True)
+    assert sum(held) == total[0] and max(held) < 0.65 * total[0]
+
+
+def test_gradients_and_their_norm_are_those_of_the_whole_batch(tellings) -> None:
+    assert_same(tellings, "gradient", "norm")
+    assert any(value.abs().max() > 1e-3 for name, value in tellings[0].items() if name.startswith("gradient"))
+
+
+def test_weights_moments_and_averages_after_three_steps_are_equal(tellings) -> None:
+    assert_same(tellings, "weight", "moments", "average")
+
+
+def test_predictions_and_samples_are_equal(tellings) -> None:
+    assert_same(tellings, "trained", "under", "samples", "loaded")
+
+
+def test_the_reference_stays_the_starting_model(tellings) -> None:
+    _, shared, _ = tellings
+    assert_same(tellings, "reference")
+    for told in shared:
+        assert torch.equal(told["reference 0"], told["reference 2"])
+        assert not torch.allclose(told["reference 0"], told["trained"], atol=1e-4)
+
+
+def test_weights_put_in_place_are_seen_and_the_old_ones_return_even_after_an_error(tellings) -> None:
+    for told in tellings[1]:
+        assert torch.equal(told["under the averages"], told["under the averages again"])
+        assert torch.equal(told["under the averages"], told["under whole values"])
+        assert torch.equal(told["trained"], told["trained again"])
+        assert not torch.allclose(told["trained"], told["under the averages"], atol=1e-6)
+
+
+def test_what_is_stored_comes_back_to_the_bit(tellings) -> None:
+    for told in tellings[1]:
+        assert torch.equal(told["trained"], told["loaded"])
+        again = [name for name in told if name.startswith("average again ")]
+        assert again and all(torch.equal(told[name], told[name.replace(" again", "")]) for name in again)
+
+
+def test_both_processes_see_the_same(tellings) -> None:
+    _, (one, two), _ = tellings
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one if name != "held")
+
+
+def test_the_first_process_writes_the_files_of_an_unsharded_run(tellings) -> None:
+    _, _, folder = tellings
+    files = {place: {f.name: f for f in (folder / place).iterdir()} for place in ("saved", "alone")}
+    assert files["saved"].keys() == files["alone"].keys()
+    for name, file in files["saved"].items():
+        if name.endswith(".safetensors"):
+            shared, alone = load_file(file), load_file(files["alone"][name])
+            assert shared.keys() == alone.keys()
+            assert all(torch.allclose(shared[key], alone[key], atol=1e-5) for key in alone)
+        elif name.endswith(".json"):
+            shared, alone = (json.loads(f.read_text()) for f in (file, files["alone"][name]))
+            for config in (shared, alone):
+                config["target_modules"] = sorted(config.get("target_modules", []))  # PEFT keeps a set
+            assert shared == alone
+
+
+def test_without_processes_every_function_gives_back_what_it_got() -> None:
+    tensor = torch.zeros(2)
+    assert whole(tensor) is tensor and placed(tensor, torch.ones(2)) is tensor
+    assert not is_sharded({"a": tensor}) and not is_sharded({}) and is_writer({"a": tensor})
+
+
+def test_sharding_without_processes_says_how_to_start_them() -> None:
+    with pytest.raises(ConfigError, match="accelerate launch or torchrun"):
+        shard(nn.Linear(2, 2))
+
+
+class Nested(nn.Module):
+    """Lists inside lists, as in a U-Net: the outer ones' items run as a whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = nn.Linear(2, 2)
+        self.levels = nn.ModuleList([nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))]), nn.Linear(2, 2)])
+        self.levels[1].inner = nn.ModuleList([nn.Linear(2, 2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = self.levels[1]
+        return level.inner[0](level(self.levels[0][0](self.input(x))))  # type: ignore[index,operator,union-attr]
+
+
+@pytest.fixture
+def one_process(tmp_path) -> Iterator[None]:
+    """A group of this process alone: sharding with all its machinery, and nobody to wait for."""
+    if torch.distributed.is_initialized():
+        pytest.skip("a process group is there already")
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_blocks_of_lists_are_gathered_one_by_one_and_the_rest_together(one_process) -> None:
+    from torch.distributed.fsdp import FSDPModule
+
+    net = Nested()
+    shard(net)
+    assert is_sharded(dict(net.named_parameters()))
+    groups = [name for name, part in net.named_modules() if isinstance(part, FSDPModule)]
+    assert groups == ["", "levels.0.0", "levels.1"]
+
+
+def test_a_value_is_placed_once_and_made_whole_again(one_process) -> None:
+    net = nn.Linear(3, 5)
+    before = net.weight.detach().clone()
+    shard(net)
+    value = placed(before, net.weight)
+    assert is_sharded({"weight": value}) and placed(value, net.weight) is value
+    assert torch.equal(whole(value), before) and torch.equal(whole(net.weight), before)
+
+
+if __name__ == "__main__":
+    tell_as(int(sys.argv[3]), Path(sys.argv[1]), sys.argv[2])
