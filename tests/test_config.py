@@ -11,7 +11,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dragon.config import TrainConfig, from_dict, load, range_problems, to_dict, to_yaml
+from dragon.config import TrainConfig, from_dict, load, range_problems, to_dict, to_yaml, trackers
 from dragon.errors import ConfigError
 from dragon.texts import writable
 
@@ -197,3 +197,21 @@ def test_values_that_cannot_work(key: str, value: object) -> None:
 def test_resume_may_be_a_yaml_boolean() -> None:
     assert from_dict({**LEAST, "resume_from_checkpoint": True}).resume_from_checkpoint == "true"
     assert from_dict({**LEAST, "resume_from_checkpoint": False}).resume_from_checkpoint == ""
+
+
+@pytest.mark.parametrize(
+    ("report_to", "names"),
+    [
+        ("none", ()),
+        ("wandb", ("wandb",)),
+        ("tensorboard, wandb,tensorboard", ("tensorboard", "wandb")),
+    ],
+)
+def test_report_to_names_one_tracker_or_several(report_to: str, names: tuple[str, ...]) -> None:
+    assert trackers(from_dict(LEAST | {"report_to": report_to})) == names
+
+
+def test_an_unknown_tracker_among_others_is_named() -> None:
+    for report_to, name in (("tensorboard,wnadb", "wnadb"), ("wandb,", ""), ("wandb,none", "none")):
+        with pytest.raises(ConfigError, match=f"report_to: '{name}' is unknown; expected 'tensorboard', 'wandb'"):
+            from_dict(LEAST | {"report_to": report_to})

@@ -235,7 +235,9 @@ class Service:
     """A stand-in for the package wandb: what it was called with, and a fault where it is told to have one."""
 
     def __init__(self, fault: str = "") -> None:
-        self.fault, self.rows, self.started = fault, [], {}
+        self.fault = fault
+        self.rows: list[tuple[int, dict[str, Any]]] = []
+        self.started: dict[str, Any] = {}
         self.Settings = dict
         self.Audio = self.Image = lambda data, **more: (data.shape, more)
 
