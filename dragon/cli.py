@@ -2,11 +2,14 @@
 
     0 done   2 the user's mistake, one message on standard error   130 interrupted after saving   1 anything else
 
-Nothing heavy is imported before a command is known; each command imports what it needs.
+Nothing heavy is imported before a command is known; each command imports what it needs. Of several processes that
+share a run the main one speaks; another says only what the main one cannot know.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -50,12 +53,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _stop_on_sigterm()
         import_module(f"dragon.commands.{command}").run(rest)
     except DragonError as error:
-        print(f"dragon {command}: {error}", file=sys.stderr)
+        if _is_main() or not _known_to_main(error):
+            print(f"dragon {command}: {_by_whom()}{error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        text = f"{error.strerror}: {error.filename!r}; make room, or choose a place that you may use"
+        print(f"dragon {command}: {_by_whom()}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"dragon {command}: {interrupt or 'interrupted'}", file=sys.stderr)
+        if _is_main():
+            print(f"dragon {command}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
+
+
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says where there is no room, or no permission."""
+
+
+def _is_main() -> bool:
+    """Whether this is the only process of the run, or the first; known before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _by_whom() -> str:
+    return "" if _is_main() else f"process {os.environ['RANK']}: "
+
+
+def _known_to_main(error: DragonError) -> bool:
+    """What it says itself: that another has stopped, and mistakes in a configuration, which all of them read."""
+    from dragon.processes import OtherProcess
+
+    return isinstance(error, ConfigError | OtherProcess)
 
 
 def _usage() -> str:

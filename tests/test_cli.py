@@ -172,7 +172,7 @@ def test_everything_wrong_is_one_message_and_nothing_is_written(folder: Path, ca
         (["train", "none.yaml"], "no configuration file 'none.yaml'"),
         (["train"], "no configuration given; expected: dragon train CONFIG.yaml"),
         (["trian"], "no command is called 'trian'; did you mean 'train'"),
-        (["train", "run.yaml", "--prompts", "empty.txt"], "holds no prompt"),
+        (["train", "run.yaml", "--prompts", "empty.txt"], "there is no prompt in it"),
         (["train", "run.yaml", "--output_dir", "run.yaml"], "'run.yaml' is a file"),
         (["train", "run.yaml", "--output_dir", "run.yaml/deeper"], "'run.yaml' is a file"),
         (["train", "run.yaml", "--output_dir", "/proc/of/dragon"], "/proc"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dragon.errors import ConfigError
 
@@ -24,7 +25,7 @@ def positional(arguments: list[str], what: str, usage: str) -> tuple[str, list[s
 
 def with_flags(config: TrainConfig, flags: list[str], program: str) -> TrainConfig:
     """The configuration with flags winning over it; lists and options are given as YAML."""
-    return parsed(type(config), _flags_of_bools(flags), program, default=config)
+    return parsed(type(config), flags, program, default=config)
 
 
 def parsed(schema: type[Any], arguments: list[str], program: str, default: Any = None) -> Any:
@@ -54,18 +55,38 @@ def parsed(schema: type[Any], arguments: list[str], program: str, default: Any =
 
     keywords = {} if default is None else {"default": default}
     with rules:
-        return tyro.cli(schema, args=arguments, prog=program, use_underscores=True, **keywords)
+        return tyro.cli(schema, args=_flags_of_bools(arguments, schema), prog=program, use_underscores=True, **keywords)
 
 
-def _flags_of_bools(flags: list[str]) -> list[str]:
-    """`--dry_run true` as `--dry_run`, which is the only form that tyro takes."""
-    if "--dry_run" in flags:
-        place = flags.index("--dry_run")
-        if flags[place + 1 : place + 2] in (["true"], ["True"]):
-            return [*flags[: place + 1], *flags[place + 2 :]]
-        if flags[place + 1 : place + 2] in (["false"], ["False"]):
-            return [*flags[:place], "--no_dry_run", *flags[place + 2 :]]
-    return flags
+def _flags_of_bools(flags: list[str], schema: type[Any]) -> list[str]:
+    """`--a.b true` (or `--a.b=true`) as `--a.b`, and with false as `--a.no_b`: the only forms that tyro takes."""
+    known = {f"--{path}": path for path in _bools(schema)}
+    found: list[str] = []
+    waiting = list(flags)
+    while waiting:
+        word = waiting.pop(0)
+        name, equals, value = word.partition("=")
+        flag = "--" + name.removeprefix("--").replace("-", "_")
+        if flag not in known:
+            found.append(word)
+            continue
+        if not equals:
+            value = waiting.pop(0) if waiting and waiting[0].lower() in ("true", "false") else "true"
+        if value.lower() not in ("true", "false"):
+            raise ConfigError(f"{flag} is {value!r}; expected true or false")
+        parent, dot, last = known[flag].rpartition(".")
+        found.append(flag if value.lower() == "true" else f"--{parent}{dot}no_{last}")
+    return found
+
+
+def _bools(schema: type[Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all fields of a dataclass, and of those in it, that are true or false."""
+    hints = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        if hints[field.name] is bool:
+            yield prefix + field.name
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from _bools(hints[field.name], f"{prefix}{field.name}.")
 
 
 def plugin_spec(text: str) -> str | Mapping[str, object]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from dragon.commands.arguments import positional, with_flags
 from dragon.commands.progress import Progress, print_evaluation
+from dragon.errors import ConfigError
 
 
 def run(arguments: list[str]) -> None:
@@ -23,14 +25,35 @@ def run(arguments: list[str]) -> None:
     config = with_flags(given or TrainConfig(), flags, "dragon train CONFIG.yaml")
 
     from dragon import build, run, runfolder
+    from dragon.processes import launched
 
     config = from_dict(dataclasses.asdict(config), [build.plugin_problems], place)
+    _check_launch()
+    processes = launched(config.device)
     if config.dry_run:
+        if not processes.main:
+            return
         runfolder.check_folder(config, print)
         for line in run.notices(build.build_run(config)):
             print(line)
         print(to_yaml(config), end="")
         return
     with Progress() as progress:
-        result = run.train(config, say=progress.say, progress=progress)
-    print_evaluation(result, Path(config.output_dir))
+        result = run.train(config, say=progress.say, progress=progress, processes=processes)
+    if processes.main:
+        print_evaluation(result, Path(config.output_dir))
+
+
+def _check_launch() -> None:
+    """`accelerate launch --cpu --num_processes 8` starts one process and says nothing.
+
+    Raises:
+        ConfigError: that is how this process was started.
+    """
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    # accelerate names the main process's address where it was asked for more than one, and numbers those it starts
+    if on_cpu and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ConfigError(
+            "accelerate launch --cpu starts one process, whatever --num_processes says; several on a CPU come by "
+            "`accelerate launch --multi_gpu --num_processes N -m dragon train ... --device cpu`, one by dragon train"
+        )

@@ -1,0 +1,181 @@
+"""The steps of a run, each logged; checkpoints and probes when their time has come, and one when the run must stop.
+
+Knows a built run, its trainer and its folder. What ends it early (Ctrl-C, a callback, an error, another process that
+is gone) finds the last whole step saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dragon import checkpoint
+from dragon.build import Run
+from dragon.callbacks import callbacks_state, load_callbacks_state, stopping_reason
+from dragon.collect import Progress
+from dragon.config import TrainConfig, to_dict, trackers
+from dragon.files import writing
+from dragon.interrupts import Interrupts
+from dragon.probe import Probe
+from dragon.processes import Processes
+from dragon.protocols import Policy
+from dragon.runfolder import Start
+from dragon.sharding import is_sharded
+from dragon.track import JsonLines, ProgressLine, TensorBoard, Tracker, WandB, tracking
+from dragon.trainer import StepReport, Trainer
+
+Say = Callable[[str], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM after the last whole step was saved; its text says where."""
+
+
+def learn(
+    run: Run,
+    trainer: Trainer,
+    start: Start,
+    config: TrainConfig,
+    made_with: Mapping[str, object],
+    *,
+    processes: Processes,
+    interrupts: Interrupts,
+    say: Say,
+    progress: Progress | None,
+) -> None:
+    """The steps that are left. Every process of the run calls it; the main one logs, saves and asks the callbacks.
+
+    config: as it was given, without what is true of this process alone. made_with: see `runfolder.describe`.
+    """
+    save = _Saver(run, trainer, start, config, made_with, processes, interrupts)
+    probe = Probe(run, start.folder / "probes.jsonl", processes, say, progress, after=trainer.step)
+    if start.checkpoint is not None:
+        load_callbacks_state(run.callbacks, start.checkpoint.state.get("callbacks", ()))  # type: ignore[arg-type]
+    every_probe, every_save = config.eval_steps or math.inf, config.save_steps or math.inf
+    # spread weights need all processes to be saved, so that none of them may leave in the middle of a step
+    with (
+        interrupts.held() if save.sharded else nullcontext(),
+        tracking(_trackers(config, trainer, start.folder) if processes.main else []) as tracker,
+    ):
+        try:
+            if trainer.step % every_probe == 0 and probe.step < trainer.step:
+                probe(trainer.step, trainer.ema_weights())
+            for report in trainer.run():
+                with interrupts.held(), processes.together():
+                    reason = _looked_at(report, run, tracker, start.folder) if processes.main else ""
+                save.rewards.append(report.reward)
+                if trainer.step % every_probe == 0:
+                    probe(trainer.step, trainer.ema_weights())
+                save.score = probe.score if config.eval_steps else _mean(save.rewards)
+                if trainer.step % every_save == 0:
+                    with processes.together():
+                        save()
+                reason = processes.gather_values(reason)[0]
+                if reason:
+                    say(f"stopped after step {trainer.step}: {reason}")
+                    break
+                if save.sharded and any(processes.gather_values(interrupts.arrived)):
+                    raise KeyboardInterrupt
+            if save.step != trainer.step:
+                with processes.together():
+                    save()
+        except KeyboardInterrupt:
+            raise Interrupted(save.on_interrupt()) from None
+        except Exception:
+            if processes.main and not save.sharded and not save.failed and trainer.step not in (0, save.step):
+                say(f"the last whole step was saved: {save()}")
+            raise
+
+
+def write_weights(policy: Policy, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Stores `weights` in the policy's own format; spread ones by a call in every process, of which one writes."""
+    with policy.weights(weights):
+        policy.save(str(folder))
+
+
+class _Saver:
+    """Writes checkpoints, in the main process; the others take part where the weights are spread.
+
+    score: how good the present weights are: the mean held-out win rate of the rewards that are trained on at the last
+    probe; without probes the mean reward of the steps since the last checkpoint. The latter compares the training
+    prompts of different steps, and of several rewards the mixture, whose scale moves a little.
+    step: of the last checkpoint; -1 before the first. failed: whether the last one could not be written.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        start: Start,
+        config: TrainConfig,
+        made_with: Mapping[str, object],
+        processes: Processes,
+        interrupts: Interrupts,
+    ) -> None:
+        self._run, self._trainer, self._config, self._made_with = run, trainer, config, made_with
+        self._processes, self._interrupts = processes, interrupts
+        self._folder = start.folder / "checkpoints"
+        self.sharded = is_sharded(trainer.learner.parameters)
+        self.step = trainer.step if start.checkpoint is not None else -1
+        self.score, self.failed = math.nan, False
+        self.rewards: list[float] = []
+
+    def __call__(self) -> Path:
+        """The checkpoint of the present step; a signal meanwhile waits until it is complete."""
+        trainer, self.failed = self._trainer, True
+        place = self._folder / f"step-{trainer.step:06d}"
+        with self._interrupts.held():
+            if self._processes.main or self.sharded:
+                state, weights = trainer.state_dict(), trainer.ema_weights()
+            if self._processes.main:
+                checkpoint.save(
+                    self._folder,
+                    trainer.step,
+                    state | {"callbacks": callbacks_state(self._run.callbacks)},
+                    to_dict(self._config),
+                    versions=self._made_with,
+                    score=self.score,
+                    keep=self._config.save_total_limit,
+                    extra=lambda partial: write_weights(self._run.policy, weights, partial / "weights"),
+                )
+            elif self.sharded:
+                write_weights(self._run.policy, weights, place)
+            self.step, self.rewards, self.failed = trainer.step, [], False
+        return place
+
+    def on_interrupt(self) -> str:
+        """Saves what is not saved yet; where, in words."""
+        if self._trainer.step == 0:
+            return "interrupted before the first step was done; nothing to save"
+        if self._processes.main or self.sharded:
+            place = self._folder / f"step-{self.step:06d}" if self.step == self._trainer.step else self()
+            return f"interrupted; saved {place}; go on with --resume_from_checkpoint latest"
+        return "interrupted"
+
+
+def _looked_at(report: StepReport, run: Run, tracker: Tracker, folder: Path) -> str:
+    """Logs the report and shows it to the callbacks; their reason to stop, if there is one."""
+    with writing("the log of a step", folder, "make room, then go on with --resume_from_checkpoint latest"):
+        tracker.log(report)
+    return stopping_reason(run.callbacks, report)
+
+
+def _trackers(config: TrainConfig, trainer: Trainer, folder: Path) -> list[Tracker]:
+    made: list[Tracker] = []
+    with writing("the log of a run", folder, "make room, then go on with --resume_from_checkpoint latest"):
+        made.append(JsonLines(folder / "log.jsonl", after=trainer.step))
+        if "tensorboard" in trackers(config):
+            made.append(TensorBoard(folder / "tensorboard", after=trainer.step))
+        if "wandb" in trackers(config):
+            made.append(WandB(folder, to_dict(config)))
+    return [*made, ProgressLine(config.max_steps, done=trainer.step)]
+
+
+def _mean(rewards: list[float]) -> float:
+    """Without NaN, which a step gives whose clips took no part; NaN if nothing is left."""
+    return float(torch.tensor(rewards, dtype=torch.float64).nanmean())
