@@ -56,23 +56,22 @@ def learn(
     probe = Probe(run, start.folder / "probes.jsonl", processes, say, progress, after=trainer.step)
     if start.checkpoint is not None:
         load_callbacks_state(run.callbacks, start.checkpoint.state.get("callbacks", ()))  # type: ignore[arg-type]
-    every_probe, every_save = config.eval_steps or math.inf, config.save_steps or math.inf
     # spread weights need all processes to be saved, so that none of them may leave in the middle of a step
     with (
         interrupts.held() if save.sharded else nullcontext(),
         tracking(_trackers(config, trainer, start.folder) if processes.main else []) as tracker,
     ):
         try:
-            if trainer.step % every_probe == 0 and probe.step < trainer.step:
+            if _due(config.eval_steps, trainer.step) and probe.step < trainer.step:
                 probe(trainer.step, trainer.ema_weights())
             for report in trainer.run():
                 with interrupts.held(), processes.together():
                     reason = _looked_at(report, run, tracker, start.folder) if processes.main else ""
                 save.rewards.append(report.reward)
-                if trainer.step % every_probe == 0:
+                if _due(config.eval_steps, trainer.step):
                     probe(trainer.step, trainer.ema_weights())
                 save.score = probe.score if config.eval_steps else _mean(save.rewards)
-                if trainer.step % every_save == 0:
+                if _due(config.save_steps, trainer.step):
                     with processes.together():
                         save()
                 reason = processes.gather_values(reason)[0]
@@ -174,6 +173,11 @@ def _trackers(config: TrainConfig, trainer: Trainer, folder: Path) -> list[Track
         if "wandb" in trackers(config):
             made.append(WandB(folder, to_dict(config)))
     return [*made, ProgressLine(config.max_steps, done=trainer.step)]
+
+
+def _due(every: int, step: int) -> bool:
+    """Whether it is time for what happens every that many steps; 0: never."""
+    return every > 0 and step % every == 0
 
 
 def _mean(rewards: list[float]) -> float:

@@ -66,8 +66,8 @@ def _flags_of_bools(flags: list[str], schema: type[Any]) -> list[str]:
     while waiting:
         word = waiting.pop(0)
         name, equals, value = word.partition("=")
-        flag = "--" + name.removeprefix("--").replace("-", "_")
-        if flag not in known:
+        flag = f"--{name[2:].replace('-', '_')}"
+        if not word.startswith("--") or flag not in known:
             found.append(word)
             continue
         if not equals:
