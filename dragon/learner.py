@@ -365,8 +365,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         self.skipped += 1
         if self.skipped > self._max_skipped:
-            text = f"{error}; it is update number {self.skipped} to be left out, max_skipped_updates is {self._max_skipped}"
-            raise NotFinite(text) if self._max_skipped else error
+            count = f"number {self.skipped} to be left out, and max_skipped_updates is {self._max_skipped}"
+            raise NotFinite(f"{error}; this update is {count}") if self._max_skipped else error
         if self.processes.main:
             warnings.warn(
                 f"an update is left out, number {self.skipped} of at most {self._max_skipped} of the run: {error}",

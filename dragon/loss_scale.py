@@ -31,13 +31,13 @@ class LossScale:
 
     def served(self) -> None:
         """Takes note of an update without overflow; doubles after many of them."""
-        self._served += 1
+        self._served += self._used
         if self._used and self._served % GROWTH_AFTER == 0:
             self.value *= 2
 
     def state_dict(self) -> dict[str, float]:
-        """JSON values."""
-        return {"value": self.value, "served": self._served}
+        """JSON values; empty if it is not used."""
+        return {"value": self.value, "served": self._served} if self._used else {}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Goes on from what `state_dict` gave; a run of another precision starts its own."""
