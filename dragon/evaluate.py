@@ -24,6 +24,7 @@ from dragon import intervals
 from dragon.collect import Collected, Progress, Seeds, collect, draw_seeds
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.intervals import Floats
+from dragon.processes import Alone, Processes
 from dragon.protocols import Encoder, InstanceReward, Policy, SetReward
 
 VERSION = 1
@@ -97,18 +98,21 @@ def evaluate(
     set_size: int = SET_SIZE,
     progress: Progress | None = None,
     base: Collected | None = None,
+    reward_timeout: float = 0.0,
+    processes: Processes = Alone(),
 ) -> Evaluation:
     """Samples the frozen start and the tuned policy on `prompts` and compares them.
 
     The base side runs inside `policy.reference()`, the tuned side with `tuned_weights` (for example the EMA's)
     or, where they are None, with the current ones. Costs m * (2 k + 1) samples; m * 2 k without `same_seed`; a
     `base` collected earlier with the same prompts, rewards, settings and seed saves its half.
-    `set_size`: prompts in each of the disjoint subsets that set rewards are compared on.
+    `set_size`: prompts in each of the disjoint subsets that set rewards are compared on. Several processes share the
+    samples and all get the result.
 
     Raises:
         ConfigError: no rewards or prompts, fewer than 1 sample, an unknown name in `trained_on`, too few prompts
             for a set reward, a `base` of other prompts or rewards.
-        NotFinite, ShapeError: a clip or score that breaks its contract, with its prompt and seed.
+        NotFinite, PluginError, ShapeError: a clip or score that breaks its contract, with its prompt and seed.
     """
     _check(rewards, trained_on, prompts, samples_per_prompt, set_size, columns)
     began = time.perf_counter()
@@ -129,6 +133,8 @@ def evaluate(
                 keep=0 if extra else keep,
                 side=name,
                 progress=progress,
+                reward_timeout=reward_timeout,
+                processes=processes,
             )
 
     def tuned_model() -> AbstractContextManager[None]:

@@ -69,7 +69,7 @@ class Judged:
         """All samples, one after another."""
         return Judged(
             Generation.cat([part.generation for part in parts]),
-            _cat_media([part.media for part in parts]),
+            cat_media([part.media for part in parts]),
             Verdicts.cat([part.verdicts for part in parts]),
         )
 
@@ -170,7 +170,7 @@ class Rollout:
         return {"rollout": self._sampling, "decode": self._decoding, "score": self._judging}
 
     def _decoded(self, made: Generation) -> Media:
-        media = _cat_media(self._decoding.run(len(made), lambda rows: self._policy.decode(_part(made, rows))))
+        media = cat_media(self._decoding.run(len(made), lambda rows: self._policy.decode(_part(made, rows))))
         if media.prompts != made.prompts:
             raise ShapeError(
                 f"policy.decode gave prompts {media.prompts[:2]}...; expected those of its generation, in order"
@@ -179,7 +179,7 @@ class Rollout:
         return media
 
 
-def _cat_media(parts: Sequence[Media]) -> Media:
+def cat_media(parts: Sequence[Media]) -> Media:
     """All clips, one after another."""
     if len(parts) == 1:
         return parts[0]

@@ -111,7 +111,7 @@ class Scoring:
         Raises:
             NotFinite, PluginError: a reward broke its contract; names it, and prompt and seed where they are known.
         """
-        return verdicts([weighted.reward for weighted in self.rewards], media, seeds, timeout=self.reward_timeout)
+        return verdicts({w.reward.name: w.reward for w in self.rewards}, media, seeds, timeout=self.reward_timeout)
 
     def scored(self, verdicts: Verdicts, shape: tuple[int, int]) -> Scored:
         """What was said of all clips of a step; shape: (m, k)."""

@@ -75,9 +75,11 @@ class Verdicts:
 
 
 def verdicts(
-    rewards: Sequence[InstanceReward | SetReward], media: Media, seeds: Sequence[int], *, timeout: float = 0.0
+    rewards: Mapping[str, InstanceReward | SetReward], media: Media, seeds: Sequence[int], *, timeout: float = 0.0
 ) -> Verdicts:
-    """Every reward's word on each clip of one batch, without gradient. seeds: of the clips, to name them.
+    """Every reward's word on each clip of one batch, by the names given, without gradient.
+
+    seeds: of the clips, to name them in errors.
 
     timeout: seconds that one reward may take; 0: no limit.
 
@@ -90,16 +92,17 @@ def verdicts(
     features: dict[str, Tensor] = {}
     seconds: dict[str, float] = {}
     clips = _Clips(media, seeds)
-    for reward in rewards:
+    for name, reward in rewards.items():
         start = time.perf_counter()
         if isinstance(reward, SetReward):
-            features[reward.name] = _features(reward, clips, timeout)
+            features[name] = _features(name, reward, clips, timeout)
         else:
-            scores[reward.name] = _scores(reward, clips, timeout)
-        seconds[reward.name] = time.perf_counter() - start
-    tensor = media.tensor.detach()
-    peaks = tensor.flatten(1).abs().amax(1).double().cpu() if media.rate else torch.full((len(media),), torch.inf)
-    return Verdicts(scores, features, peaks.double(), seconds)
+            scores[name] = _scores(name, reward, clips, timeout)
+        seconds[name] = time.perf_counter() - start
+    peaks = torch.full((len(media),), torch.inf, dtype=torch.float64)
+    if media.rate is not None:
+        peaks = media.tensor.detach().flatten(1).abs().amax(1).to("cpu", torch.float64)
+    return Verdicts(scores, features, peaks, seconds)
 
 
 @dataclass(frozen=True)
@@ -120,40 +123,38 @@ class _Clips:
         return f"for prompt {short(self.media.prompts[row])}, seed {self.seeds[row]}"
 
 
-def _scores(reward: InstanceReward, clips: _Clips, timeout: float) -> Tensor:
+def _scores(name: str, reward: InstanceReward, clips: _Clips, timeout: float) -> Tensor:
     """(b,) float64; NaN only where the reward may abstain."""
-    name = f"reward {reward.name!r}"
-    expected = f"a tensor of shape ({len(clips)},)"
-    scores = _tensor(_asked(name, lambda: reward.score(clips.media), clips, timeout), name, expected, clips)
+    who, expected = f"reward {name!r}", f"a tensor of shape ({len(clips)},)"
+    scores = _tensor(_asked(who, lambda: reward.score(clips.media), clips, timeout), who, expected, clips)
     scores = scores.to("cpu", torch.float64)
     if scores.shape != (len(clips),):
         raise PluginError(
-            f"{name} returned scores of shape {tuple(scores.shape)} for {len(clips)} clips; expected ({len(clips)},)"
+            f"{who} returned scores of shape {tuple(scores.shape)} for {len(clips)} clips; expected ({len(clips)},)"
         )
     bad = scores.isinf() if reward.abstains else ~scores.isfinite()
     if bad.any():
         row = int(bad.nonzero()[0])
         wanted = "a finite number, or NaN to abstain" if reward.abstains else "a finite number"
         may = "" if reward.abstains else ", or set `abstains` for a reward that may have no opinion"
-        raise NotFinite(f"{name} is {float(scores[row])} {clips.of(row)}; expected {wanted}; mend the reward{may}")
+        raise NotFinite(f"{who} is {float(scores[row])} {clips.of(row)}; expected {wanted}; mend the reward{may}")
     return scores
 
 
-def _features(reward: SetReward, clips: _Clips, timeout: float) -> Tensor:
+def _features(name: str, reward: SetReward, clips: _Clips, timeout: float) -> Tensor:
     """(b, s, f) on the CPU, finite."""
-    name = f"set reward {reward.name!r}"
-    expected = "features (clips, frames, features)"
-    features = _tensor(_asked(name, lambda: reward.embed(clips.media), clips, timeout), name, expected, clips).cpu()
+    who, expected = f"set reward {name!r}", "features (clips, frames, features)"
+    features = _tensor(_asked(who, lambda: reward.embed(clips.media), clips, timeout), who, expected, clips).cpu()
     if features.ndim != 3 or len(features) != len(clips):
-        raise _features_error(reward.name, features.shape, len(clips))
+        raise _features_error(name, features.shape, len(clips))
     bad = ~features.isfinite().flatten(1).all(1)
     if bad.any():
         clip = clips.of(int(bad.nonzero()[0]))
-        raise NotFinite(f"{name} made NaN or infinity {clip}; expected finite features; mend the reward")
+        raise NotFinite(f"{who} made NaN or infinity {clip}; expected finite features; mend the reward")
     return features
 
 
-def _asked(name: str, function: Callable[[], T], clips: _Clips, timeout: float) -> T:
+def _asked(who: str, function: Callable[[], T], clips: _Clips, timeout: float) -> T:
     """What the reward gives; out of memory is let through, since a smaller batch may fit."""
 
     def asked() -> T:
@@ -166,25 +167,25 @@ def _asked(name: str, function: Callable[[], T], clips: _Clips, timeout: float) 
         raise
     except NotDone as error:
         raise PluginError(
-            f"{name} took more than {timeout:g} seconds for {clips}; mend the reward, or raise rollout.reward_timeout"
+            f"{who} took more than {timeout:g} seconds for {clips}; mend the reward, or raise rollout.reward_timeout"
         ) from error
     except (Exception, SystemExit) as error:  # a reward may raise anything; its author needs to see what
         if out_of_memory(error):
             raise
         told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise PluginError(f"{name} raised {told} for {clips}; mend the reward") from error
+        raise PluginError(f"{who} raised {told} for {clips}; mend the reward") from error
 
 
-def _tensor(found: object, name: str, expected: str, clips: _Clips) -> Tensor:
+def _tensor(found: object, who: str, expected: str, clips: _Clips) -> Tensor:
     """A real tensor of whatever the reward returned."""
     if found is None:
-        raise PluginError(f"{name} returned None for {clips}; expected {expected}: is a `return` missing?")
+        raise PluginError(f"{who} returned None for {clips}; expected {expected}: is a `return` missing?")
     try:
         tensor = torch.as_tensor(found).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise PluginError(f"{name} returned {short(found)} for {clips}; expected {expected}") from error
+        raise PluginError(f"{who} returned {short(found)} for {clips}; expected {expected}") from error
     if tensor.is_complex():
-        raise PluginError(f"{name} returned complex numbers for {clips}; expected {expected}")
+        raise PluginError(f"{who} returned complex numbers for {clips}; expected {expected}")
     return tensor
 
 

@@ -81,7 +81,12 @@ def test_nothing_of_the_call_that_failed_is_kept() -> None:
 
 def test_calls_beyond_the_rows_are_made_and_dropped() -> None:
     asked: list[range] = []
-    found = Batching(4).run(6, lambda batch: (asked.append(batch), batch)[1], calls=4)
+
+    def work(batch: range) -> range:
+        asked.append(batch)
+        return batch
+
+    found = Batching(4).run(6, work, calls=4)
     assert found == [range(4), range(4, 6)] and asked == [*found, range(1), range(1)]
 
 
