@@ -19,6 +19,7 @@ from dragon.errors import ConfigError, DragonError
 
 COMMANDS = {
     "train": "Tune a model toward rewards: dragon train CONFIG.yaml [--key value ...]",
+    "plan": "What will a run take? Samples, time, memory, disk: dragon plan CONFIG.yaml [--hours N] [--json]",
     "sample": "Hear a model: dragon sample RUN|POLICY --prompt TEXT ...",
     "evaluate": "Measure a run's tuned weights again: dragon evaluate RUN [--evaluation.prompts 64 ...]",
     "score": "Measure folders of audio: dragon score FOLDER... --exemplars FOLDER|SET [--metrics fad kad ...]",

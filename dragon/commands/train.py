@@ -5,29 +5,22 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dragon.commands.arguments import positional, with_flags
 from dragon.commands.progress import Progress, print_evaluation
 from dragon.errors import ConfigError
 
+if TYPE_CHECKING:
+    from dragon.config import TrainConfig
+
 
 def run(arguments: list[str]) -> None:
-    place, flags = positional(arguments, "configuration", "dragon train CONFIG.yaml [--key value ...]")
-    from dragon.config import TrainConfig, from_dict, read_yaml, to_yaml
-    from dragon.loading import parse
-
-    values = read_yaml(place) if place else {}  # to ask for help none is needed
-    given, problems = parse(TrainConfig, values)
-    if problems or given is None:
-        from dragon.build import plugin_problems
-
-        from_dict(values, [plugin_problems], place)  # says these problems, and all others
-    config = with_flags(given or TrainConfig(), flags, "dragon train CONFIG.yaml")
-
+    config = configured(arguments, "train")
     from dragon import build, run, runfolder
+    from dragon.config import to_yaml
     from dragon.processes import launched
 
-    config = from_dict(dataclasses.asdict(config), [build.plugin_problems], place)
     _check_launch()
     processes = launched(config.device)
     if config.dry_run:
@@ -42,6 +35,29 @@ def run(arguments: list[str]) -> None:
         result = run.train(config, say=progress.say, progress=progress, processes=processes)
     if processes.main:
         print_evaluation(result, Path(config.output_dir))
+
+
+def configured(arguments: list[str], command: str) -> TrainConfig:
+    """The configuration that a command was given: its file, the flags winning over it, both checked.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    usage = f"dragon {command} CONFIG.yaml [--key value ...]"
+    place, flags = positional(arguments, "configuration", usage)
+    from dragon.config import TrainConfig, from_dict, read_yaml
+    from dragon.loading import parse
+
+    values = read_yaml(place) if place else {}  # to ask for help none is needed
+    given, problems = parse(TrainConfig, values)
+    if problems or given is None:
+        from dragon.build import plugin_problems
+
+        from_dict(values, [plugin_problems], place)  # says these problems, and all others
+    config = with_flags(given or TrainConfig(), flags, f"dragon {command} CONFIG.yaml")
+    from dragon.build import plugin_problems  # after --help, which needs no torch
+
+    return from_dict(dataclasses.asdict(config), [plugin_problems], place)
 
 
 def _check_launch() -> None:
