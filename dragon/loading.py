@@ -46,7 +46,7 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     """The mapping in a YAML file; {} for an empty one.
 
     Raises:
-        ConfigError: no such file, one that is too large, or what `parse_yaml` refuses; or something else than a mapping.
+        ConfigError: no such file, one that is too large, what `parse_yaml` refuses, or something else than a mapping.
     """
     place = os.fspath(path)
     if not os.path.isfile(place):  # pathlib would raise for a name that is too long

@@ -5,7 +5,7 @@ Knows policies by their protocol and how a run folder is read; measures nothing.
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,11 +17,14 @@ from dragon import audio
 from dragon.build import build_policy
 from dragon.config import Spec, TrainConfig
 from dragon.errors import ConfigError
+from dragon.files import writing
 from dragon.media import Generation, Media
 from dragon.prompts import load_prompts
 from dragon.protocols import Policy
 from dragon.registry import available
 from dragon.run import load_tuned
+from dragon.tables import csv_writer
+from dragon.texts import short, writable
 
 SEED_BLOCK = 1_000_003
 """Clip i of `--seed s` is generated with s * SEED_BLOCK + i, as samples.csv says."""
@@ -54,7 +57,7 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     """Samples `model` (a run folder, or the name of a policy) and writes the clips; yields each file.
 
     Raises:
-        ConfigError: no such model, no prompts, or a folder that holds something.
+        ConfigError: no such model, no prompts, or a folder that holds something. Unwritable: it cannot be written.
     """
     prompts = (*wanted.prompt, *(load_prompts(wanted.prompts).first(wanted.count).prompts if wanted.prompts else ()))
     if not prompts:
@@ -62,6 +65,9 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     for name, value in (("samples_per_prompt", wanted.samples_per_prompt), ("count", wanted.count)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
+    for text in (*prompts, wanted.output_dir):
+        if not writable(text):
+            raise ConfigError(f"{short(text)} holds a NUL or half a character; expected text")
     folder = Path(wanted.output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output_dir {str(folder)!r} holds something already; choose another --output_dir")
@@ -73,32 +79,30 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     # overlap, since folders of seeds 0 and 1 must not share noise either
     repeated = [prompt for prompt in prompts for _ in range(wanted.samples_per_prompt)]
     asked = [(prompt, wanted.seed * SEED_BLOCK + i) for i, prompt in enumerate(repeated)]
-    folder.mkdir(parents=True, exist_ok=True)
     with (
         policy.reference() if wanted.base else nullcontext(),
-        (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file,
+        writing("the clips", folder, "make room or allow it, or choose another --output_dir"),
     ):
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(("file", "prompt", "seed", "rate", "seconds"))
-        for start in range(0, len(asked), batch_size):
-            part = asked[start : start + batch_size]
-            made: Generation = policy.generate(
-                [p for p, _ in part], [s for _, s in part], steps=steps, guidance=guidance
-            )
-            for row, path in enumerate(_write(policy.decode(made), folder, start)):
-                clip = made.prompts[row], made.seeds[row]
-                table.writerow((path.name, *clip, *_length(path)))
-                yield path
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "samples.csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv_writer(file)
+            table.writerow(("file", "prompt", "seed", "rate", "seconds"))
+            for start in range(0, len(asked), batch_size):
+                texts, seeds = zip(*asked[start : start + batch_size], strict=True)
+                made: Generation = policy.generate(texts, seeds, steps=steps, guidance=guidance)
+                for row, path in enumerate(_write(policy.decode(made), folder, start)):
+                    table.writerow((path.name, made.prompts[row], made.seeds[row], *_length(path)))
+                    yield path
 
 
 def _load(model: str, device: str) -> tuple[TrainConfig, Policy]:
-    if (Path(model) / "config.yaml").is_file():
+    if os.path.isfile(Path(model) / "config.yaml"):  # pathlib would raise for a name that is too long
         return load_tuned(Path(model), device)
     if model in available("policy") or ":" in model:
         config = TrainConfig(policy=Spec(model), device=device)
         return config, build_policy(config)
     known = ", ".join(available("policy"))
-    raise ConfigError(f"{model!r} is neither a run folder (with a config.yaml) nor a policy ({known})")
+    raise ConfigError(f"{short(model)} is neither a run folder (with a config.yaml) nor a policy ({known})")
 
 
 def _write(media: Media, folder: Path, first: int) -> Iterator[Path]:

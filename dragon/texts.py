@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit to be shown: on a terminal, in a message, in a picture. Knows where it goes alone."""
+"""Text that others wrote, made fit to be shown: on a terminal, in a message, in a picture. Knows only where it goes."""
 
 from __future__ import annotations
 

@@ -19,11 +19,13 @@ from dragon.errors import ConfigError
 from dragon.exemplars.gaussian import Gaussian, squared_parts
 from dragon.exemplars.sets import ExemplarSet, Item
 from dragon.protocols import Encoder
+from dragon.texts import short
 
 KEEP_FRAMES = 2048
 """Frames that a set keeps besides their statistics."""
 
 _BANDWIDTH_FRAMES = 2048
+_NAME_BYTES = 200  # file systems take 255, with what else stands in a file's name
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +139,13 @@ class Gathered:
 
 
 def check_name(name: str) -> None:
-    """Raises ConfigError unless it is one word: it names a file and stands in configurations."""
-    if not name or any(c in name for c in "/\\ \n"):
-        raise ConfigError(f"exemplar set name {name!r}; expected a word without spaces or slashes, such as 'jazz'")
+    """Raises ConfigError unless it is one word: it names a file and stands in configurations and on command lines."""
+    plain = name.isprintable() and not name.startswith((".", "-")) and len(name.encode()) <= _NAME_BYTES
+    if not name or not plain or any(c in name for c in "/\\ "):
+        raise ConfigError(
+            f"exemplar set name {short(name)}; expected a word without spaces or slashes, such as 'jazz', of at most "
+            f"{_NAME_BYTES} bytes"
+        )
 
 
 def _heard_as(encoder: Encoder) -> dict[str, object]:

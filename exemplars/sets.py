@@ -253,7 +253,7 @@ def headers(folder: str | os.PathLike[str] | None = None) -> dict[Path, dict[str
     found = {}
     for path in sorted(Path(DATA if folder is None else folder).glob(f"*{SUFFIX}")):
         header = _header_of(path)
-        if {"encoder_hash", "items", "count"} <= header.keys():
+        if header.keys() >= {*_TEXT, "items", "count"} and header["count"].isdecimal():
             found[path] = header
     return found
 
@@ -285,7 +285,7 @@ def _on_a_line(encoder: EncoderSpec) -> str:
 def _read(path: Path) -> ExemplarSet:
     from safetensors import SafetensorError, safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib would raise for a name that is too long
         raise ConfigError(
             f"no exemplar file {path}; make it with: dragon exemplars build {path.stem} FOLDER_OF_AUDIO --out {path}"
         )
@@ -300,20 +300,27 @@ def _read(path: Path) -> ExemplarSet:
             **{key: header[key] for key in _TEXT},
             mean=tensors["mean"],
             cov=tensors["cov"],
-            frames=json.loads(header["frames"]),
+            frames=_value(header, "frames", int),
             items=_items(json.loads(header["items"]), json.loads(header["item_distances"])),
-            settings=json.loads(header["settings"]),
-            bandwidth=json.loads(header["bandwidth"]),
-            self_distance=json.loads(header["self_distance"]),
+            settings=_value(header, "settings", dict),
+            bandwidth=_value(header, "bandwidth", int | float | None),
+            self_distance=_value(header, "self_distance", int | float | None),
             features=tensors.get("features"),
-            encoder_options=json.loads(header["encoder_options"]),
+            encoder_options=_value(header, "encoder_options", dict),
             version=version,
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not an exemplar set ({type(error).__name__}: {error}); build it anew") from error
     found.gaussian()  # wrong shapes and NaN are found here, with the set's name
     if found.features is not None:
         as_features(found.features, f"exemplars {found.name!r}: features", size=found.size)
+    return found
+
+
+def _value(header: Mapping[str, str], key: str, kind: Any) -> Any:
+    found = json.loads(header[key])
+    if not isinstance(found, kind):
+        raise TypeError(f"its {key} is a {type(found).__name__}")
     return found
 
 

@@ -129,7 +129,7 @@ def load_head(path: str | os.PathLike[str]) -> AestheticsHead:
                 raise ValueError("its header does not say that it is one")
             values = {key: json.loads(header[key]) for key in _HEADER}
             head = AestheticsHead(**{key: file.get_tensor(key) for key in _TENSORS}, **values)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{place} is no aesthetics head ({type(error).__name__}: {error}); fit it anew") from error
     if head.version != VERSION:
         raise ConfigError(f"aesthetics head {place} has version {head.version}; this program reads version {VERSION}")

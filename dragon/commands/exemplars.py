@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dragon.commands.arguments import parsed, plugin_spec
 from dragon.commands.sources import Captions, Which, find
 from dragon.errors import ConfigError
+from dragon.texts import shown
 
 if TYPE_CHECKING:
     from dragon.exemplars import ExemplarSet, Gathered, Item
@@ -216,8 +217,6 @@ def _write(
 
 
 def _list() -> None:
-    import json
-
     from dragon.exemplars import sets
 
     rows = [(path.stem, header) for path, header in sets.headers().items()]
@@ -225,8 +224,8 @@ def _list() -> None:
     width = max(len(name) for name, _ in rows)
     for name, header in rows:
         what = "captions" if header["modality"] == "text" else "clips"
-        count = json.loads(header["count"])
-        print(f"{name:{width}} {header['encoder']:12} {count:6} {what:9} {header['licence']}  {header['source']}")
+        line = f"{name:{width}} {header['encoder']:12} {int(header['count']):6} {what:9} {header['licence']}  {header['source']}"
+        print(shown(line))  # a file from elsewhere may hold any text
 
 
 def _show(name: str) -> None:
@@ -250,8 +249,7 @@ def _show(name: str) -> None:
 
 
 def _line(key: str, value: object) -> None:
-    shown = f"{value:.6g}" if isinstance(value, float) else value
-    print(f"{key:14} {shown}")
+    print(f"{key:14} {shown(f'{value:.6g}' if isinstance(value, float) else value)}")
 
 
 def _distance_of(item: Item) -> float:

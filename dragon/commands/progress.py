@@ -38,13 +38,16 @@ def print_evaluation(result: Any, folder: Path) -> None:
     """The table of an evaluation, and where to look and listen."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+
+    from dragon.texts import shown
 
     table = Table(title=f"{result.prompts} held-out prompts, {result.samples_per_prompt} independent samples a side")
     for column in ("reward", "base", "tuned", "gain / sd", "win rate", "95 % interval"):
         table.add_column(column, justify="left" if column == "reward" else "right")
     for name, found in result.rewards.items():
         table.add_row(
-            name if found.trained_on else f"{name} (only watched)",
+            Text(shown(name if found.trained_on else f"{name} (only watched)")),  # [x] in a name is no markup
             f"{found.base:.4g}",
             f"{found.tuned:.4g}",
             "" if found.gain_sd is None else f"{found.gain_sd:+.2f}",

@@ -158,7 +158,7 @@ class SharedSpace:
                 tensors = {key: file.get_tensor(key) for key in _TENSORS}
             numbers = {key: json.loads(header[key]) for key in _NUMBERS}
             encoder, encoder_hash = header["encoder"], header["encoder_hash"]
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} is not a shared space ({type(error).__name__}: {error}); fit it anew") from error
         if numbers["version"] != VERSION:
             raise ConfigError(f"{path} has version {numbers['version']}; this program reads version {VERSION}")

@@ -8,6 +8,7 @@ figure. Colours after Okabe & Ito (2008), told apart by the colour-blind; the re
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dragon.measure.sides import Reference, Side
+from dragon.texts import literal
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#8c8c8c"
@@ -105,26 +107,28 @@ def draw(projection: Projection, songs: Sequence[Row], better: Mapping[str, str]
     if metric:
         _draw_histogram(right[0], songs, metric, better.get(metric, ""), list(projection.sets))
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
+        figure.savefig(content, format="png")
     return content.getvalue()
 
 
 def _draw_plane(axes: Any, projection: Projection) -> None:
     if projection.reference is not None:
         axes.scatter(*projection.reference.T, s=14, c=GREY, alpha=_alpha(projection.reference), linewidths=0)
-        axes.scatter([], [], s=40, c=GREY, linewidths=0, label=f"{projection.reference_name} (reference)")
+        axes.scatter([], [], s=40, c=GREY, linewidths=0, label=literal(f"{projection.reference_name} (reference)"))
         axes.scatter(0, 0, s=200, c="black", marker="+", linewidths=2, zorder=6, label="its mean")
     for number, (name, points) in enumerate(projection.sets.items()):
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         axes.scatter(*points.T, s=16, c=colour, marker=marker, alpha=_alpha(points), linewidths=0)
         # the mean, on top of all points
         mean = {"s": 130, "c": colour, "marker": marker, "edgecolors": "black", "linewidths": 1.2, "zorder": 5}
-        axes.scatter(*points.mean(0), label=name, **mean)
+        axes.scatter(*points.mean(0), label=literal(name), **mean)
     axis = "principal axis of the reference" if projection.reference_name else "principal axis of all sets"
     axes.set_xlabel(f"first {axis}, {100 * projection.explained[0]:.0f} % of its variance")
     axes.set_ylabel(f"second {axis}, {100 * projection.explained[1]:.0f} %")
     axes.set_title(
-        f"One point a {projection.of[:-1]}, heard by {projection.encoder}; large: the sets' means",
+        literal(f"One point a {projection.of[:-1]}, heard by {projection.encoder}; large: the sets' means"),
         fontsize=10,
         loc="left",
     )
@@ -142,15 +146,15 @@ def _draw_histogram(axes: Any, songs: Sequence[Row], metric: str, better: str, s
         colour = COLOURS[number % len(COLOURS)]
         weights = np.full(len(found), 100 / len(found))
         inside = np.clip(found, edges[0], edges[-1])
-        label = f"{name}, mean {np.mean(found):.4g}"
+        label = literal(f"{name}, mean {np.mean(found):.4g}")
         axes.hist(inside, edges, weights=weights, color=colour, alpha=0.25)
         axes.hist(inside, edges, weights=weights, color=colour, histtype="step", lw=1.6, label=label)
         axes.axvline(float(np.mean(found)), color=colour, lw=1.4, ls="--")
-    axes.set_xlabel(f"{metric} ({better} is better)" if better else metric)
+    axes.set_xlabel(literal(f"{metric} ({better} is better)" if better else metric))
     axes.set_ylabel("clips, %")
     beyond = every.max() > edges[-1] or every.min() < edges[0]
     last = ", outermost bars holding all beyond" if beyond else ""
-    axes.set_title(f"{metric.partition(':')[0]} of each clip{last}; dashed: means", fontsize=10, loc="left")
+    axes.set_title(literal(f"{metric.partition(':')[0]} of each clip{last}; dashed: means"), fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=True)
 
 

@@ -5,8 +5,6 @@ Knows numbers and texts; no audio, encoder or metric. Plain dataclasses, so that
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -21,6 +19,8 @@ from dragon.measure.comparison import Difference
 from dragon.measure.measured import Better
 from dragon.measure.picture import Projection, draw
 from dragon.registry import nearest
+from dragon.tables import csv_text
+from dragon.texts import shown
 
 VERSION = 1
 
@@ -141,14 +141,13 @@ class ScoreResult:
     def save_songs(self, path: str | os.PathLike[str]) -> Path:
         """Writes a CSV: set, file, hash, seconds, and a column for each metric of clips; empty for no opinion."""
         columns = list(dict.fromkeys(name for song in self.songs for name in song.scores))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["set", "file", "hash", "seconds", *columns])
+        lines = []
         for song in self.songs:
             scores = [song.scores.get(name) for name in columns]
             row = ["" if value is None else repr(float(value)) for value in scores]
-            writer.writerow([song.set, song.file, song.hash, f"{song.seconds:.3f}", *row])
-        return _written(path, text.getvalue().encode())
+            lines.append([song.set, song.file, song.hash, f"{song.seconds:.3f}", *row])
+        text = csv_text(["set", "file", "hash", "seconds", *columns], lines)
+        return _written(path, text.encode("utf-8", "backslashreplace"))  # a file's name need not be UTF-8
 
     def save_picture(self, path: str | os.PathLike[str]) -> Path:
         """Writes a PNG: both sets projected to a plane, and the clips' values of one metric as histograms."""
@@ -174,7 +173,7 @@ def table(result: ScoreResult) -> str:
         lines += [f"  {_difference(p)}" for p in unsure]
     lines += [f"warning: {text}" for text in result.warnings]
     lines += [f"note: {text}" for text in result.notes]
-    return "\n".join(lines).rstrip()
+    return shown("\n".join(lines).rstrip())
 
 
 def _heading(result: ScoreResult, encoder: str, reference: str) -> str:

@@ -200,7 +200,8 @@ def _refused(folder: Path, what: str) -> Iterator[None]:
 def _existing(folder: Path, marker: str, what: str) -> Path:
     if not os.path.isfile(folder / marker):  # pathlib would raise for a name that is too long
         raise ConfigError(
-            f"{short(str(folder))} does not hold {what} (no {marker}); expected a folder made by recipes/mini or save_pretrained"
+            f"{short(str(folder))} does not hold {what} (no {marker}); "
+            "expected a folder made by recipes/mini or save_pretrained"
         )
     return folder
 

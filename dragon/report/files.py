@@ -11,13 +11,12 @@ so a reader never meets half of one.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +26,10 @@ from numpy.typing import NDArray
 
 from dragon import audio
 from dragon.errors import ConfigError
+from dragon.files import write_whole, writing
 from dragon.media import Media
+from dragon.tables import csv_rows, csv_text
+from dragon.texts import short
 
 SCORES = "evaluation_scores.csv"
 SCORE_COLUMNS = ("reward", "side", "prompt_index", "prompt", "sample", "seed", "score")
@@ -91,54 +93,82 @@ class Evaluated(Protocol):
 
 
 def write_evaluation(evaluation: Evaluated, folder: str | os.PathLike[str]) -> None:
-    """Writes evaluation.json, evaluation_scores.csv and samples/ into `folder`, in place of what was there."""
+    """Writes evaluation.json, evaluation_scores.csv and samples/ into `folder`, in place of what was there.
+
+    Raises:
+        Unwritable: no room, or no permission. ConfigError: `samples` is a link, so that clips elsewhere would go.
+    """
     root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
-    _write(root / SCORES, _table(SCORE_COLUMNS, _score_lines(evaluation)))
-    samples = root / "samples"
-    lines: list[Sequence[object]] = []
-    for side in ("base", "tuned"):
-        if (samples / side).exists():
-            shutil.rmtree(samples / side)
-        lines += _write_clips(evaluation.sides[side], side, samples)
-    (samples / "samples.csv").unlink(missing_ok=True)  # it would name clips that are gone
-    if lines:
-        _write(samples / "samples.csv", _table(SAMPLE_COLUMNS, lines))
-    # last: where evaluation.json is, everything it speaks of is there
-    _write(root / "evaluation.json", json.dumps(evaluation.to_json(), indent=1, allow_nan=False) + "\n")
+    with writing("the evaluation", root, "make room or allow it, then evaluate again: dragon evaluate RUN"):
+        root.mkdir(parents=True, exist_ok=True)
+        samples = own_folder(root, "samples")
+        _write(root / SCORES, csv_text(SCORE_COLUMNS, _score_lines(evaluation)))
+        lines: list[Sequence[object]] = []
+        for side in ("base", "tuned"):
+            if (samples / side).is_symlink():
+                (samples / side).unlink()
+            elif (samples / side).exists():
+                shutil.rmtree(samples / side)
+            lines += _write_clips(evaluation.sides[side], side, samples)
+        (samples / "samples.csv").unlink(missing_ok=True)  # it would name clips that are gone
+        if lines:
+            _write(samples / "samples.csv", csv_text(SAMPLE_COLUMNS, lines))
+        # last: where evaluation.json is, everything it speaks of is there
+        _write(root / "evaluation.json", json.dumps(evaluation.to_json(), indent=1, allow_nan=False) + "\n")
+
+
+def own_folder(root: Path, name: str) -> Path:
+    """`root`/`name`; refused where that is a link, since what is written or removed in it would lie elsewhere."""
+    if (root / name).is_symlink():
+        raise ConfigError(
+            f"{root / name} is a link to {os.readlink(root / name)}, where files would be replaced; remove the link"
+        )
+    return root / name
 
 
 def read_scores(folder: str | os.PathLike[str]) -> list[Score]:
-    """The lines of evaluation_scores.csv."""
-    return [
-        Score(
-            row["reward"],
-            row["side"],
-            int(row["prompt_index"]),
-            row["prompt"],
-            int(row["sample"]),
-            int(row["seed"]),
-            float(row["score"]) if row["score"] else math.nan,
-        )
-        for row in _read(Path(folder) / SCORES, SCORE_COLUMNS)
-    ]
+    """The lines of evaluation_scores.csv. Raises ConfigError where there is none, or a damaged one."""
+    path = Path(folder) / SCORES
+    with _damaged(path):
+        return [
+            Score(
+                row["reward"],
+                row["side"],
+                int(row["prompt_index"]),
+                row["prompt"],
+                int(row["sample"]),
+                int(row["seed"]),
+                float(row["score"]) if row["score"] else math.nan,
+            )
+            for row in _read(path, SCORE_COLUMNS)
+        ]
 
 
 def read_samples(folder: str | os.PathLike[str]) -> list[Sample]:
-    """The lines of samples/samples.csv; none where no clips were kept."""
+    """The lines of samples/samples.csv; none where no clips were kept.
+
+    Raises:
+        ConfigError: a damaged table, or one that names files outside `samples`, which no run writes.
+    """
     path = Path(folder) / "samples" / "samples.csv"
     if not path.exists():
         return []
-    return [
-        Sample(
-            row["file"],
-            row["prompt"],
-            int(row["seed"]),
-            int(row["rate"]) if row["rate"] else None,
-            float(row["seconds"]) if row["seconds"] else None,
-        )
-        for row in _read(path, SAMPLE_COLUMNS)
-    ]
+    with _damaged(path):
+        found = [
+            Sample(
+                row["file"],
+                row["prompt"],
+                int(row["seed"]),
+                int(row["rate"]) if row["rate"] else None,
+                float(row["seconds"]) if row["seconds"] else None,
+            )
+            for row in _read(path, SAMPLE_COLUMNS)
+        ]
+        home = path.parent.resolve()
+        for sample in found:
+            if not (home / sample.file).resolve().is_relative_to(home):
+                raise ConfigError(f"{path} names {short(sample.file)}, which lies outside {path.parent}")
+    return found
 
 
 def _score_lines(evaluation: Evaluated) -> Iterable[Sequence[object]]:
@@ -168,28 +198,21 @@ def _write_clips(got: Side, side: str, samples: Path) -> Iterable[Sequence[objec
             yield name, got.prompts[prompt], seed, clips[row].rate, f"{clips[row].seconds:.3f}"
 
 
-def _table(columns: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(lines)
-    return text.getvalue()
-
-
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     if not path.exists():
         raise ConfigError(
             f"{path}: no such file; expected a run folder with an evaluation (dragon evaluate writes one)"
         )
-    with open(path, newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        rows = list(reader)
-    if tuple(reader.fieldnames or ()) != tuple(columns):
-        raise ConfigError(f"{path}: columns {reader.fieldnames}; expected {list(columns)}")
-    return rows
+    return csv_rows(path, columns)
+
+
+@contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:  # a number that is none; a name that no file can have
+        raise ConfigError(f"{path} is damaged ({error}); evaluate again: dragon evaluate RUN") from error
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, text.encode("utf-8", "backslashreplace"))  # a prompt given in memory may hold anything

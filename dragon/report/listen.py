@@ -14,8 +14,11 @@ from typing import Any
 from dragon import audio
 from dragon.report.files import Sample, read_scores
 from dragon.report.page import Page, picture, player, small
-from dragon.report.pictures import read_evaluation, sample_pairs
+from dragon.report.pictures import read_evaluation, sample_pairs, shorten
 from dragon.report.spectrogram import spectrogram_png
+
+
+_PROMPT_LETTERS = 500  # of a prompt that are shown: a page of 100 kB headings cannot be read
 
 
 def listen_page(
@@ -44,7 +47,7 @@ def listen_page(
             f"Diversity (mean cosine distance between clips): base {spread['base']:.4f}, tuned {spread['tuned']:.4f}."
         )
     for base, tuned in pairs:
-        page.heading(base.prompt)
+        page.heading(shorten(base.prompt, _PROMPT_LETTERS))
         page.columns(
             [(side, _card(root, sample, scores, embed)) for side, sample in (("base", base), ("tuned", tuned))]
         )
@@ -78,7 +81,7 @@ def _card(root: Path, sample: Sample, scores: Mapping[tuple[str, str, int, str],
     text = ", ".join(
         f"{name} {'no opinion' if math.isnan(score) else f'{score:.4g}'}" for name, score in of_clip.items()
     )
-    label = f"{sample.side}: {sample.prompt}"
+    label = f"{sample.side}: {shorten(sample.prompt, _PROMPT_LETTERS)}"
     return [
         player(path, page_folder=root, embed=embed, label=label),
         picture(spectrogram_png(clip.samples, clip.rate), f"spectrogram, {label}"),

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from dragon.files import write_whole
+from dragon.texts import shown
+
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; --mark: #2a7; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { overflow-wrap: anywhere }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 p.note { color: var(--soft); max-width: 48rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
@@ -78,9 +82,7 @@ class Page:
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Writes the page beside and renames it to `path`."""
         target = Path(path)
-        beside = target.with_name(target.name + ".tmp")
-        beside.write_text(str(self), encoding="utf-8")
-        os.replace(beside, target)
+        write_whole(target, str(self).encode())
         return target
 
 
@@ -105,4 +107,4 @@ def small(text: str) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value, quote=True)
+    return html.escape(shown(value), quote=True)

@@ -6,8 +6,10 @@ Drawn with matplotlib's Agg canvas and without pyplot, so no window, no global f
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +19,10 @@ import numpy as np
 
 from dragon import audio
 from dragon.errors import ConfigError
-from dragon.report.files import Sample, Score, read_samples, read_scores
+from dragon.files import write_whole
+from dragon.report.files import Sample, Score, own_folder, read_samples, read_scores
 from dragon.report.spectrogram import draw_spectrogram
+from dragon.texts import literal
 
 BASE, TUNED = "#7a869a", "#1f9e77"
 _CURVES = ("gap", "implicit_accuracy", "loss", "grad_norm", "beta_gain_median")
@@ -38,8 +42,8 @@ def run_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         drawn["training"] = training_curves(log)
     if pairs := sample_pairs(root):
         drawn["spectrograms"] = spectrogram_grid(root, pairs[:6])
-    (root / "pictures").mkdir(parents=True, exist_ok=True)
-    return [_save(figure, root / "pictures" / f"{name}.png") for name, figure in drawn.items()]
+    pictures = own_folder(root, "pictures")
+    return [_save(figure, pictures / f"{name}.png") for name, figure in drawn.items()]
 
 
 def read_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -49,9 +53,13 @@ def read_evaluation(folder: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: no such file; expected a run folder with an evaluation (dragon evaluate writes one)"
         )
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("version") != 1:
-        raise ConfigError(f"{path}: version {found.get('version')!r}; this release reads version 1")
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = found["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}: {error}); evaluate again") from error
+    if version != 1:
+        raise ConfigError(f"{path}: version {version!r}; this release reads version 1")
     return found
 
 
@@ -92,7 +100,7 @@ def win_rates(rewards: Mapping[str, Mapping[str, Any]]) -> Any:
         )  # fmt: skip
     axes.axvline(50, color="black", lw=0.8, ls="--")
     axes.set(xlim=(0, 100), ylim=(-0.6, len(rewards) - 0.25), xlabel="win rate of tuned over base, %")
-    axes.set_yticks(range(len(rewards)), list(reversed(list(rewards))))
+    axes.set_yticks(range(len(rewards)), [literal(name) for name in reversed(list(rewards))])
     axes.set_title("Independent samples, 95 % intervals; green: trained on, grey: watched", fontsize=10, loc="left")
     return figure
 
@@ -114,7 +122,7 @@ def score_histograms(scores: Sequence[Score]) -> Any:
             axes.hist(values, edges, color=color, alpha=0.55, label=label)
             if values:
                 axes.axvline(float(np.mean(values)), color=color, lw=1.5)
-        axes.set_title(reward, fontsize=10, loc="left")
+        axes.set_title(literal(reward), fontsize=10, loc="left")
         axes.set(xlabel="score (higher is better)", ylabel="samples")
         axes.legend(fontsize=8, frameon=False)
     return figure
@@ -143,7 +151,7 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> Any:
             axes.legend(fontsize=7, frameon=False)
         if name == "implicit accuracy":
             axes.axhline(0.5, color="black", lw=0.8, ls="--")
-        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_title(literal(name), fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8)
     return figure
 
@@ -155,7 +163,7 @@ def spectrogram_grid(folder: str | os.PathLike[str], pairs: Sequence[tuple[Sampl
     figure = _figure(4.4 * columns, 3.9 * rows)
     blocks = np.atleast_1d(figure.subfigures(rows, columns)).reshape(-1)
     for block, pair in zip(blocks, pairs, strict=False):
-        block.suptitle(shorten(pair[0].prompt, 58), fontsize=8)
+        block.suptitle(literal(shorten(pair[0].prompt, 58)), fontsize=8)
         for axes, sample, side in zip(block.subplots(2, 1), pair, ("base", "tuned"), strict=True):
             clip = audio.load(Path(folder) / "samples" / sample.file)
             draw_spectrogram(axes, clip.samples, clip.rate)
@@ -186,7 +194,9 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    beside = path.with_name(path.name + ".tmp")
-    figure.savefig(beside, format="png")
-    os.replace(beside, path)
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a letter that the font lacks is drawn as a box
+        figure.savefig(content, format="png")
+    write_whole(path, content.getvalue())
     return path
