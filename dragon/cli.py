@@ -9,6 +9,7 @@ share a run the main one speaks; another says only what the main one cannot know
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import warnings
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dragon.errors import ConfigError, DragonError
+from dragon.texts import short, shown
 
 COMMANDS = {
     "train": "Tune a model toward rewards: dragon train CONFIG.yaml [--key value ...]",
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dragon {__version__}")
         return 0
     command, *rest = arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text, a terminal know few letters
     warnings.showwarning = _show_warning
     try:
         if command not in COMMANDS:
@@ -50,17 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             near = nearest(command, COMMANDS)
             hint = f"did you mean {near}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise ConfigError(f"no command is called {command!r}; {hint}")
+            raise ConfigError(f"no command is called {short(command)}; {hint}")
         _stop_on_sigterm()
         import_module(f"dragon.commands.{command}").run(rest)
     except DragonError as error:
         if _is_main() or not _known_to_main(error):
-            print(f"dragon {command}: {_by_whom()}{error}", file=sys.stderr)
+            print(f"dragon {command}: {_by_whom()}{shown(error)}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
-        text = f"{error.strerror}: {error.filename!r}; make room, or choose a place that you may use"
+        text = f"{error.strerror}: {short(error.filename)}; make room, or choose a place that you may use"
         print(f"dragon {command}: {_by_whom()}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
@@ -70,8 +74,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says where there is no room, or no permission."""
+_REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+)
+"""What the system says where there is no room, no permission, or no such name to be had."""
 
 
 def _is_main() -> bool:
@@ -115,4 +127,4 @@ def _stop_on_sigterm() -> None:
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
     """One line, without the source line that Python adds."""
     if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {shown(message)}", file=sys.stderr)

@@ -54,7 +54,7 @@ def writing(what: str, place: Path, hint: str, needed: int = 0) -> Iterator[None
 
 def room(place: Path) -> int:
     """Free bytes where `place` is or would be."""
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     return shutil.disk_usage(place).free
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from dragon.errors import DragonError, PluginError
+from dragon.texts import short
 
 T = TypeVar("T")
 
@@ -174,14 +176,14 @@ def _import_module(kind: str, name: str) -> ModuleType:
         if error.name == name.split(".")[0] and file.is_file():
             return _import_file(kind, str(file))
         raise PluginError(f"{kind} module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    except Exception as error:  # a plug-in's own fault, which its author must read; never swallowed
+    except (Exception, SystemExit) as error:  # a plug-in's own fault, which its author must read; never swallowed
         raise PluginError(f"{kind} module {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _import_file(kind: str, place: str) -> ModuleType:
+    if not os.path.isfile(os.path.expanduser(place)):  # pathlib would raise for a name that no file can have
+        raise PluginError(f"{kind} file {short(place)} does not exist (looked in {os.getcwd()})")
     path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise PluginError(f"{kind} file {place!r} does not exist (looked for {path})")
     # one module a file, under a name that no other module can have: `rewards.py` must not become `rewards`
     name = f"dragon_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -196,7 +198,7 @@ def _import_file(kind: str, place: str) -> ModuleType:
     except DragonError:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"{kind} file {place!r} cannot be imported: {type(error).__name__}: {error}") from error
     return module

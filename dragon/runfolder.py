@@ -96,7 +96,8 @@ def check_folder(config: TrainConfig, say: Callable[[str], None]) -> Start:
     """
     folder = Path(config.output_dir)
     _check_writable(folder)
-    occupied = [name for name in CONTENTS if (folder / name).exists()]
+    # a link counts even if it leads nowhere: the run would write where it points
+    occupied = [name for name in CONTENTS if os.path.lexists(folder / name)]
     asked = config.resume_from_checkpoint
     if asked.lower() in ("", "false", "none"):
         if occupied:
@@ -250,7 +251,7 @@ def _with_parents(keys: Mapping[str, object]) -> Iterator[str]:
 
 def _check_writable(folder: Path) -> None:
     place = folder
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:
         place = place.parent
     if not place.is_dir():
         raise ConfigError(f"output_dir {str(folder)!r}: {str(place)!r} is a file; choose another folder")

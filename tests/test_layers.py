@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "policy", "contrast", "objectives", "callbacks", "mini", "synther"),
     ("protocols", "media", "audio", "registry", "processes", "sharding"),
     ("diffusion",),
-    ("errors", "faults", "files", "interrupts", "texts"),
+    ("errors", "faults", "files", "interrupts", "tables", "texts", "weights"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from dragon.errors import ConfigError
+from dragon.texts import short
 
 if TYPE_CHECKING:
     from dragon.config import TrainConfig
@@ -34,7 +35,7 @@ def parsed(schema: type[Any], arguments: list[str], program: str, default: Any =
     import yaml
 
     from dragon.config import RewardSpec, Spec
-    from dragon.loading import plain
+    from dragon.loading import parse_yaml, plain
 
     rules = tyro.constructors.ConstructorRegistry()
 
@@ -48,7 +49,7 @@ def parsed(schema: type[Any], arguments: list[str], program: str, default: Any =
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar="YAML",
-            instance_from_str=lambda words: yaml.safe_load(words[0]),
+            instance_from_str=lambda words: parse_yaml(words[0], short(words[0])),
             is_instance=lambda value: True,
             str_from_instance=lambda value: [yaml.safe_dump(plain(value), default_flow_style=True).strip()],
         )
@@ -93,13 +94,13 @@ def plugin_spec(text: str) -> str | Mapping[str, object]:
     """A plug-in's name as it is; what starts with a brace is YAML of a name with options."""
     if not text.lstrip().startswith("{"):
         return text
-    import yaml
+    from dragon.loading import parse_yaml
 
     expected = "expected a name, or '{name: NAME, options: {KEY: VALUE}}'"
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{text!r} is not YAML ({' '.join(str(error).split())}); {expected}") from error
+        found = parse_yaml(text, short(text))
+    except ConfigError as error:
+        raise ConfigError(f"{' '.join(str(error).split())}; {expected}") from error
     if not isinstance(found, Mapping):
-        raise ConfigError(f"{text!r}; {expected}")
+        raise ConfigError(f"{short(text)}; {expected}")
     return found

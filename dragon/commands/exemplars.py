@@ -224,8 +224,8 @@ def _list() -> None:
     width = max(len(name) for name, _ in rows)
     for name, header in rows:
         what = "captions" if header["modality"] == "text" else "clips"
-        line = f"{name:{width}} {header['encoder']:12} {int(header['count']):6} {what:9} {header['licence']}  {header['source']}"
-        print(shown(line))  # a file from elsewhere may hold any text
+        line = f"{name:{width}} {header['encoder']:12} {int(header['count']):6} {what:9} "
+        print(shown(f"{line}{header['licence']}  {header['source']}"))  # a file from elsewhere may hold any text
 
 
 def _show(name: str) -> None:

@@ -17,7 +17,6 @@ from dragon.report.page import Page, picture, player, small
 from dragon.report.pictures import read_evaluation, sample_pairs, shorten
 from dragon.report.spectrogram import spectrogram_png
 
-
 _PROMPT_LETTERS = 500  # of a prompt that are shown: a page of 100 kB headings cannot be read
 
 
