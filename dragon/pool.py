@@ -93,8 +93,8 @@ class Batch:
     def rows(self, index: Sequence[int]) -> Batch:
         """The pairs at `index` with their noise, in that order."""
         at = list(index)
-        noisings = [Noising(n.sigma[at], n.noise[at]) for n in (self.positive, self.negative)]
-        return Batch(self.pairs.rows(at), *noisings)
+        better, worse = (Noising(n.sigma[at], n.noise[at]) for n in (self.positive, self.negative))
+        return Batch(self.pairs.rows(at), better, worse)
 
     def both(self, function: Callable[..., Tensor], *rest: object) -> Tensor:
         """function(latents, noising, *rest) of D+ and D- in one call: (2b, *d)."""
