@@ -85,8 +85,8 @@ class Rollout:
         self._policy, self._steps, self._guidance, self._overlap = policy, steps, guidance, overlap
         self._sharded = is_sharded(policy.trainable())
         self._sampling = Batching(batch_size, "roll-out", fixed=self._sharded)
-        self._decoding = Batching(batch_size, "decoding")
-        self._judging = Batching(batch_size, "scoring")
+        self._decoding = Batching(batch_size, "decoding batch")
+        self._judging = Batching(batch_size, "scoring batch")
 
     def together(self, processes: Processes) -> AbstractContextManager[None]:
         """Around a roll-out: an error in one process is one in all.

@@ -272,6 +272,16 @@ def one_is_killed(processes: Processes, folder: Path) -> None:
     list(it.run())
 
 
+def sharded(processes: Processes, folder: Path) -> None:
+    """Weights spread over both, and one of them with one batch for the other's two."""
+    policy = toy()
+    policy.shard()
+    settings = replace(SMALL, prompts_per_step=3, batch_size=4)
+    spread = story(trainer(KTO(), settings, policy=policy, processes=processes))
+    assert_same_run(story(trainer(KTO(), settings)), [spread])
+    (folder / f"done-{processes.rank}").touch()
+
+
 def launch(case: str, folder: Path, root: Path, seconds: float = 60) -> list[tuple[int, str]]:
     """(exit status, standard error) of two processes; none may take longer than that."""
     with socket.socket() as free:
@@ -296,8 +306,9 @@ def launch(case: str, folder: Path, root: Path, seconds: float = 60) -> list[tup
 
 
 @pytest.mark.slow
-def test_two_real_processes_equal_one(tmp_path: Path, root: Path) -> None:
-    found = launch("equal_to_one", tmp_path, root)
+@pytest.mark.parametrize("case", ["equal_to_one", "sharded"])
+def test_two_real_processes_equal_one(case: str, tmp_path: Path, root: Path) -> None:
+    found = launch(case, tmp_path, root)
     assert [status for status, _ in found] == [0, 0], found
     assert {path.name for path in tmp_path.iterdir()} == {"done-0", "done-1"}
 

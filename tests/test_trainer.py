@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -63,6 +66,12 @@ def height(points: Tensor, media: Media) -> Tensor:
 
 def loudness(start: Tensor, media: Media) -> Tensor:
     return media.tensor.double().square().mean((1, 2))
+
+
+def careless(points: Tensor, media: Media) -> Tensor:
+    """Its numbers come from three global generators."""
+    noise = torch.rand(len(points)) + torch.from_numpy(np.random.rand(len(points))) + random.random()
+    return points[:, 0] * 7 + noise
 
 
 def toy() -> ToyPolicy:
@@ -199,8 +208,9 @@ RESUMED = {
     "best-of-k": lambda: trainer(BestOfK()),
     "lora-nft": lambda: trainer(NFT(), replace(SMALL, replay_steps=1), policy=lora_toy()),
     "lora-kto": lambda: trainer(KTO(), policy=lora_toy()),
-    "two-rewards": lambda: trainer(
-        NFT(), rewards=[Reward(height), Reward(lambda points, media: points[:, 0] * 7 + torch.rand(len(points)), "x")]
+    "two-rewards": lambda: trainer(NFT(), rewards=[Reward(height), Reward(careless, "x")]),
+    "overlapped-scoring": lambda: trainer(
+        NFT(), replace(SMALL, overlap_scoring=True, batch_size=5), rewards=[Reward(height), Reward(careless, "x")]
     ),
     "set-reward-by-influence": lambda: trainer(rewards=[Narrow()], credit=Influence(queue=40, minimum=24)),
     "set-and-instance-by-search": lambda: trainer(rewards=[Narrow(), Reward(height)], contrast=Swap()),
@@ -387,15 +397,22 @@ def test_it_stops_at_max_steps() -> None:
 def test_the_callers_random_numbers_and_gradients_are_left_alone() -> None:
     def rude(points: Tensor, media: Media) -> Tensor:
         torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
         torch.set_grad_enabled(False)  # as some packages do when they load
         return points[:, 1]
 
-    torch.manual_seed(123)
-    expected = torch.rand(3)
-    torch.manual_seed(123)
+    def seed_all() -> None:
+        torch.manual_seed(123)
+        np.random.seed(123)
+        random.seed(123)
+
+    seed_all()
+    expected = float(torch.rand(1)), np.random.rand(), random.random()
+    seed_all()
     it = trainer(rewards=[Reward(rude)])
     reports = list(it.run(2))
-    assert torch.equal(torch.rand(3), expected)
+    assert (float(torch.rand(1)), np.random.rand(), random.random()) == expected
     assert torch.is_grad_enabled() and reports[-1].grad_norm > 0
 
 
@@ -494,3 +511,137 @@ def test_parts_that_cannot_train_are_refused() -> None:
         trainer(prompts=[])
     with pytest.raises(ConfigError, match="column 'style' has 1 values for 4 prompts"):
         trainer(columns={"style": ["jazz"]})
+
+
+def test_scoring_beside_sampling_changes_no_bit_of_a_run() -> None:
+    runs = {}
+    for overlap in (False, True):
+        it = trainer(DPO(), replace(SMALL, batch_size=5, overlap_scoring=overlap), rewards=[Narrow(), Reward(height)],
+                     credit=LeaveOneOut())  # fmt: skip
+        reports = list(it.run(3))
+        runs[overlap] = flat(it.state_dict()), [(flat(r.scores), r.seeds, r.loss, r.figures) for r in reports]
+    assert runs[False] == runs[True]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda points, media: time.sleep(60), PluginError, "reward 'height' took more than 0.3 seconds for 12 clips"),
+        (lambda points, media: 1 / 0, PluginError, "reward 'height' raised ZeroDivisionError: division by zero for 12"),
+        (lambda points, media: None, PluginError, "reward 'height' returned None for 12 clips, the first for prompt"),
+        (lambda points, media: points[1:, 0], PluginError, r"scores of shape \(11,\) for 12 clips; expected \(12,\)"),
+    ],
+)  # fmt: skip
+def test_a_reward_that_fails_ends_the_step_and_leaves_the_state(
+    overlap: bool, function: Any, error: type[Exception], message: str
+) -> None:
+    settings = replace(SMALL, overlap_scoring=overlap, reward_timeout=0.3)
+    it = trainer(settings=settings)
+    list(it.run(1))
+    before = flat(it.state_dict())
+    it.scoring.rewards = (WeightedReward(Reward(function)),)
+    with pytest.raises(error, match=message):
+        next(it.run())
+    assert flat(it.state_dict()) == before and it.step == 1
+    it.scoring.rewards = (WeightedReward(Reward(height)),)
+    whole = trainer(settings=settings)
+    list(whole.run(3))
+    list(it.run(2))
+    assert flat(it.state_dict()) == flat(whole.state_dict())
+
+
+def test_a_set_reward_that_fails_on_sets_is_named() -> None:
+    class Fails(Narrow):
+        def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
+            raise IndexError("beyond the end")
+
+    with pytest.raises(PluginError, match="set reward 'narrow' raised IndexError: beyond the end for 1 sets of 12"):
+        next(trainer(rewards=[Fails()], credit=LeaveOneOut()).run())
+
+
+@dataclass(frozen=True)
+class Loud:
+    """The toy with points for waveforms, made quiet."""
+
+    inner: ToyPolicy
+    factor: float
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def decode(self, generation: Any) -> Media:
+        media = self.inner.decode(generation)
+        quiet = torch.tensor([self.factor if prompt == "up" else 1.0 for prompt in media.prompts])
+        return Media(media.tensor.mT * quiet[:, None, None], media.prompts, 8)
+
+
+def peak(start: Tensor, media: Media) -> Tensor:
+    return media.tensor.double().flatten(1).abs().amax(1)
+
+
+def test_silent_clips_are_counted_and_said_once() -> None:
+    it = trainer(policy=Loud(toy(), 0.0), rewards=[Reward(peak)])
+    with pytest.warns(UserWarning, match="step 1: 3 of 12 clips are silent .* of prompt 'up', seed") as told:
+        reports = list(it.run(3))
+    assert [report.figures["silent"] for report in reports] == [0.25] * 3
+    assert len([one for one in told if "silent" in str(one.message)]) == 1
+    row = reports[0].media.prompts.index("up")
+    assert f"seed {reports[0].seeds[row]};" in str(told[0].message)
+    assert next(trainer(policy=Loud(toy(), 1.0), rewards=[Reward(peak)]).run()).figures["silent"] == 0
+    assert "silent" not in next(trainer().run()).figures  # points make no sound
+
+
+@pytest.mark.filterwarnings("ignore:step 1. 12 of 12 clips are silent")
+def test_where_all_clips_are_silent_that_is_the_reason() -> None:
+    it = trainer(policy=Loud(toy(), 0.0), rewards=[Reward(peak)], prompts=["up"])
+    with pytest.warns(UserWarning, match="all 12 clips are silent; no update was made"):
+        assert next(it.run()).skipped == "all 12 clips are silent"
+
+
+def test_a_batch_that_was_too_large_stays_small_after_a_resume() -> None:
+    def hungry(points: Tensor, media: Media) -> Tensor:
+        if len(points) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return points[:, 1]
+
+    it = trainer(rewards=[Reward(hungry)])
+    with pytest.warns(UserWarning, match="out of memory in a scoring batch of 12 rows; going on with 6"):
+        list(it.run(2))
+    again = trainer(rewards=[Reward(hungry)])
+    again.load_state_dict(it.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(again.run(2))
+        list(it.run(2))
+    assert flat(it.state_dict()) == flat(again.state_dict())
+
+
+def test_an_update_that_is_left_out_is_reported_and_the_run_goes_on() -> None:
+    @dataclass(frozen=True)
+    class Spoilt(NFT):
+        def __call__(self, terms: Any) -> Tensor:
+            return super().__call__(terms) * (torch.nan if it.step == 1 else 1.0)
+
+    it = trainer(Spoilt())
+    with pytest.warns(UserWarning, match="left out"):
+        reports = list(it.run(3))
+    assert [report.skipped_updates for report in reports] == [0, 2, 2]
+    assert [bool(report.skipped) for report in reports] == [False, True, False]
+    assert "the loss 'nft' is not finite for prompt" in reports[1].skipped
+    assert reports[1].loss != reports[1].loss and reports[2].loss == reports[2].loss
+
+
+def test_parts_that_start_anew_keep_the_weights_and_the_steps() -> None:
+    one = trainer(DPO(), replace(SMALL, replay_steps=2), rewards=[Reward(height), Narrow()], credit=LeaveOneOut())
+    list(one.run(3))
+    state = one.state_dict()
+    anew = frozenset({"objective", "rewards", "credit", "optimizer"})
+    other = trainer(NFT(), replace(SMALL, replay_steps=2), rewards=[Narrow()], credit=Influence(queue=24, minimum=12))
+    with pytest.raises(ConfigError):
+        other.load_state_dict(state)
+    other = trainer(NFT(), replace(SMALL, replay_steps=2), rewards=[Narrow()], credit=Influence(queue=24, minimum=12))
+    other.load_state_dict(state, anew)
+    assert other.step == 3 and not other.state_dict()["replay"]
+    assert flat(other.state_dict()["learner"]["weights"]) == flat(state["learner"]["weights"])
+    assert next(other.run()).step == 4
