@@ -19,12 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dragon import run
+from dragon.config import from_dict
 from dragon.diffusion import Ema
 from dragon.errors import ConfigError
 from dragon.learner import Learner
 from dragon.objectives import KTO, NFT
 from dragon.policy import ToyPolicy
 from dragon.policy.base import DiffusionPolicy
+from dragon.policy.tuning import FULL_WEIGHTS
 from dragon.pool import PairPool
 from dragon.processes import Alone, Launched, Processes, share
 from dragon.protocols import Objective
@@ -178,29 +181,75 @@ def all_told(kind: str, folder: Path, processes: Processes) -> dict[str, Tensor]
     return told
 
 
-def tell_as(rank: int, folder: Path, kind: str) -> None:
-    """One of two processes: shards the policy, goes through the story on its rows and stores what it saw."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
+def tell(kind: str, folder: Path, processes: Processes) -> None:
+    """One of two processes: goes through all with sharded weights and stores what it saw."""
     policy = POLICIES[kind]()
     total = sum(p.numel() for p in policy.trainable().values())
     policy.shard()
     shares = [p.to_local() for p in policy.trainable().values()]  # type: ignore[attr-defined]
-    told = all_told(kind, folder / "saved", Launched(cpu=True))
+    told = all_told(kind, folder / "saved", processes)
     told["held"] = torch.tensor([sum(share.numel() for share in shares), total])
-    save_file({name: value.contiguous() for name, value in told.items()}, folder / f"{rank}.safetensors")
+    save_file({name: value.contiguous() for name, value in told.items()}, folder / f"{processes.rank}.safetensors")
+
+
+RUN = {
+    "policy": {"name": "toy"},
+    "rewards": [{"name": "height.py:Height"}],
+    "prompts": "train.txt",
+    "eval_prompts": "test.txt",
+    "evaluation": {"prompts": 4, "samples_per_prompt": 2, "steps": 2, "guidance": 1},
+    "rollout": {"guidance": 1, "prompts_per_step": 3, "steps": 2, "batch_size": 4},
+    "update": {"replay_steps": 1, "pairs_per_update": 5, "micro_batch_size": 2},
+    "num_generations": 3,
+    "learning_rate": 3e-4,
+    "eval_steps": 2,
+    "save_steps": 2,
+    "report_to": "none",
+}
+HEIGHT = """
+class Height:
+    name, abstains = "height", False
+
+    def score(self, media):
+        return media.tensor.double().flatten(1)[:, 1]
+"""
+
+
+def train(name: str, processes: Processes, **changes: object) -> None:
+    """A run of the toy in the present folder: one of two processes, asked to shard."""
+    run.train(from_dict({**RUN, "output_dir": name, **changes}), say=lambda text: None, processes=processes)
+
+
+def run_sharded(folder: Path, processes: Processes) -> None:
+    """One of two processes: a run of four steps, and one that stops after two and goes on."""
+    run.sharding_asked = lambda: True  # type: ignore[attr-defined] # accelerate itself shards on GPUs only
+    train("through", processes, max_steps=4)
+    train("stopped", processes, max_steps=2)
+    train("stopped", processes, max_steps=4, resume_from_checkpoint="latest")
+
+
+def as_process(rank: int, folder: Path, what: str) -> None:
+    """What this file does as a script, as process `rank` of two that meet in `folder`."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    processes = Launched(cpu=True)
+    if what == "run":
+        run_sharded(folder, processes)
+    else:
+        tell(what, folder, processes)
     torch.distributed.destroy_process_group()
 
 
-def run_two(folder: Path, kind: str) -> None:
-    command = [sys.executable, __file__, str(folder), kind]
+def run_two(folder: Path, what: str) -> None:
+    """Both processes, in `folder`; their output if one of them fails."""
     running = []
     for rank in range(2):
         launch = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         process = subprocess.Popen(
-            [*command, str(rank)],
-            env={**os.environ, **launch},
+            [sys.executable, __file__, str(folder), what, str(rank)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **launch},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -208,7 +257,7 @@ def run_two(folder: Path, kind: str) -> None:
         running.append(process)
     try:
         for process in running:
-            said, _ = process.communicate(timeout=150)
+            said, _ = process.communicate(timeout=200)
             assert process.returncode == 0, said
     finally:
         for process in running:
@@ -317,6 +366,33 @@ def test_the_first_process_writes_the_files_of_an_unsharded_run(tellings) -> Non
             assert shared == alone
 
 
+@pytest.mark.slow
+def test_a_sharded_run_equals_one_of_one_process_and_goes_on_to_the_bit_after_a_stop(tmp_path, monkeypatch) -> None:
+    """Prompts, micro-batches, probes and evaluation dealt out unevenly: no process waits for calls of the other."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "height.py").write_text(HEIGHT)
+    (tmp_path / "train.txt").write_text("left\nright\nup\n")
+    (tmp_path / "test.txt").write_text("up\ndown\n" * 2)
+    run_two(tmp_path, "run")
+    train("alone", Alone(), max_steps=4)
+
+    weights = {name: load_file(tmp_path / name / "final" / FULL_WEIGHTS) for name in ("alone", "through", "stopped")}
+    for key, value in weights["alone"].items():
+        torch.testing.assert_close(weights["through"][key], value, rtol=1e-5, atol=1e-5)
+        assert torch.equal(weights["through"][key], weights["stopped"][key])
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("alone", "through", "stopped")
+    ]
+    for alone, through, stopped in zip(*logs, strict=True):
+        for figure in ("reward", "gap", "loss", "implicit_accuracy", "grad_norm"):
+            assert through[figure] == pytest.approx(alone[figure], rel=1e-4, abs=1e-5, nan_ok=True), figure
+            assert through[figure] == pytest.approx(stopped[figure], rel=0, abs=0, nan_ok=True), figure
+    judged = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("alone", "through", "stopped")]
+    rates = [found["rewards"]["height"]["win_rate"] for found in judged]
+    assert rates[0] == pytest.approx(rates[1]) and rates[1] == rates[2]
+
+
 def test_without_processes_every_function_gives_back_what_it_got() -> None:
     tensor = torch.zeros(2)
     assert whole(tensor) is tensor and placed(tensor, torch.ones(2)) is tensor
@@ -372,4 +448,4 @@ def test_a_value_is_placed_once_and_made_whole_again(one_process) -> None:
 
 
 if __name__ == "__main__":
-    tell_as(int(sys.argv[3]), Path(sys.argv[1]), sys.argv[2])
+    as_process(int(sys.argv[3]), Path(sys.argv[1]), sys.argv[2])
