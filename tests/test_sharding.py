@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -368,7 +368,7 @@ def test_the_first_process_writes_the_files_of_an_unsharded_run(tellings) -> Non
 
 @pytest.mark.slow
 def test_a_sharded_run_equals_one_of_one_process_and_goes_on_to_the_bit_after_a_stop(tmp_path, monkeypatch) -> None:
-    """Prompts, micro-batches, probes and evaluation dealt out unevenly: no process waits for calls of the other."""
+    """Prompts and pairs are dealt out unevenly, and still no process waits for calls of the other."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "height.py").write_text(HEIGHT)
     (tmp_path / "train.txt").write_text("left\nright\nup\n")
@@ -416,16 +416,6 @@ class Nested(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         level = self.levels[1]
         return level.inner[0](level(self.levels[0][0](self.input(x))))  # type: ignore[index,operator]
-
-
-@pytest.fixture
-def one_process(tmp_path) -> Iterator[None]:
-    """A group of this process alone: sharding with all its machinery, and nobody to wait for."""
-    if torch.distributed.is_initialized():
-        pytest.skip("a process group is there already")
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def test_blocks_of_lists_are_gathered_one_by_one_and_the_rest_together(one_process) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from dragon.errors import ConfigError, ShapeError
 from dragon.policy.tuning import FullTuning, LoraTuning, swapped
+from dragon.sharding import is_sharded, whole
 
 
 class Net(nn.Module):
@@ -191,3 +192,32 @@ def test_swapped_refuses_other_names_and_shapes(net):
         pass
     with pytest.raises(ShapeError, match="first.bias"), swapped(parameters, values | {"first.bias": torch.zeros(3)}):
         pass
+
+
+@pytest.mark.parametrize("kind", [lora, full])
+def test_sharded_weights_are_tuned_seen_and_stored_like_whole_ones(net, x, kind, tmp_path, one_process):
+    """With one process that has all shares; tests/test_sharding.py has two."""
+    other = copy.deepcopy(net)
+    tuning, sharded = kind(net), kind(other)
+    sharded.shard()
+    assert is_sharded(sharded.trainable()) and sharded.trainable().keys() == tuning.trainable().keys()
+    before = {name: whole(p.detach()).clone() for name, p in sharded.trainable().items()}
+    train(net, tuning, x)
+    train(other, sharded, x)
+    assert torch.allclose(other(x), net(x), atol=1e-6)
+    with tuning.reference(), sharded.reference(), sharded.reference():
+        assert torch.equal(other(x), net(x))
+    trained = other(x)
+    with swapped(sharded.trainable(), before), sharded.reference():
+        start = other(x)
+    with swapped(sharded.trainable(), before):
+        assert torch.allclose(other(x), start, atol=1e-6) and not torch.allclose(start, trained)
+    assert torch.equal(other(x), trained)
+    sharded.save(str(tmp_path))
+    with torch.no_grad():
+        for p in sharded.trainable().values():
+            p.zero_()
+    sharded.load(str(tmp_path))
+    assert torch.equal(other(x), trained)
+    tuning.load(str(tmp_path))
+    assert torch.allclose(net(x), trained, atol=1e-6)
