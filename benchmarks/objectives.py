@@ -52,7 +52,17 @@ Estimate = tuple[float, float, float]
 WAYS = {"nft": "DiffusionNFT", "dpo": "DPO", "kto": "KTO", "best_of_k": "best-of-k fine-tuning"}
 KINDS = {"lora": "LoRA", "full": "all weights"}
 OPTIONS = {"nft": "{anchor: 0.1}"}
-RATES = {(way, kind): {"lora": 1.2e-3, "full": 1.0e-4}[kind] for way in WAYS for kind in KINDS}
+# Steps of about one size in what the model predicts (docs/objectives_notes.md); --rates tries a third and three times.
+RATES = {
+    ("nft", "lora"): 1.2e-3,
+    ("nft", "full"): 3.0e-5,
+    ("dpo", "lora"): 4.0e-4,
+    ("dpo", "full"): 1.5e-5,
+    ("kto", "lora"): 4.0e-4,
+    ("kto", "full"): 1.5e-5,
+    ("best_of_k", "lora"): 4.0e-4,
+    ("best_of_k", "full"): 1.5e-5,
+}
 FACTORS = (1 / 3, 1.0, 3.0)
 TARGET, JUDGE = "clap_score", "judge_score"
 POOL = 8  # samples of each held-out prompt from the untuned model: best-of-n up to that n

@@ -335,10 +335,10 @@ def launch_lines(found: Mapping[str, Any]) -> list[str]:
         "",
         "## Two processes, and scoring while sampling",
         "",
-        f"The same global batch, LoRA, batches of 16 samples; {len(runs['one'])} rounds, each kind in turn. Ratios are "
+        f"The same global batch, LoRA, batches of 16 samples; each kind in turn, {len(runs['one'])} times. Ratios are "
         f"to one process of the same round. The machine has {found['cores']} cores; its load was {found['load']:.1f} "
         "before. On a machine that other work shares, wall-clock ratios say little; the CPU ratio says how much work "
-        "is done twice, so that two free cores would at best take half of it.",
+        "is done twice: two processes on free cores cannot take less than half of it.",
         "",
         "| | wall clock a step | CPU a step | wall-clock ratio (rounds) | CPU ratio (rounds) |",
         "| --- | --- | --- | --- | --- |",

@@ -59,18 +59,14 @@ def test_no_break_even_without_a_gain_or_beyond_the_curve(objectives: Any) -> No
 
 
 def test_the_default_runs_have_a_best_of_n_of_exactly_their_budget(objectives: Any) -> None:
-    from seeded_runs import configuration
-
-    config = configuration(objectives.ROWS[1], 0)
+    config = objectives.configuration(objectives.ROWS[1], 0)
     generations = config.max_steps * config.rollout.prompts_per_step * config.num_generations
     delivered = config.evaluation.prompts * config.evaluation.samples_per_prompt
     assert objectives.same_budget(generations, delivered) == 6 <= objectives.POOL
 
 
 def test_rows_differ_in_objective_tuning_and_rate_alone(objectives: Any) -> None:
-    from seeded_runs import settings_of
-
-    first, *others = (settings_of(row, 0) for row in objectives.ROWS[1:])
+    first, *others = (objectives.settings_of(row, 0) for row in objectives.ROWS[1:])
     assert len({str((o["objective"], o["tuning"])) for o in (first, *others)}) == 8
     for other in others:
         differing = {key for key in first if first[key] != other[key]}
