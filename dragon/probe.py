@@ -76,6 +76,8 @@ class Probe:
             same_seed=False,
             progress=self._progress,
             base=self._base,
+            reward_timeout=run.config.rollout.reward_timeout,
+            processes=self._processes,
         )
         self._base = result.sides["base"]
         line = {

@@ -116,6 +116,8 @@ def measure(
         keep=wanted.keep_samples,
         set_size=wanted.set_size,
         progress=progress,
+        reward_timeout=run.config.rollout.reward_timeout,
+        processes=processes,
     )
     with processes.together():
         if processes.main:

@@ -30,6 +30,7 @@ from dragon.errors import ConfigError, DragonError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.objectives import DPO, KTO, NFT, BestOfK
 from dragon.processes import Alone, OtherProcess, Processes, launched, local_device, share
+from dragon.sharding import whole
 from dragon.trainer import StepReport, Trainer
 from tests.test_learner_processes import Meeting, Thread
 from tests.test_trainer import PROMPTS, SMALL, Narrow, Reward, flat, height, toy, trainer
@@ -94,7 +95,7 @@ def assert_same_run(one: Story, others: Sequence[Story]) -> None:
             assert (left.step, left.pairs, left.skipped) == (right.step, right.pairs, right.skipped)
             assert left.figures == pytest.approx(right.figures, rel=1e-4, abs=1e-4, nan_ok=True)
         for name, value in one.trainer.ema_weights().items():
-            torch.testing.assert_close(other.trainer.ema_weights()[name], value, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(whole(other.trainer.ema_weights()[name]), value, rtol=1e-5, atol=1e-5)
     for other in others[1:]:  # all processes hold the same, to the bit
         assert flat(other.trainer.state_dict()) == flat(others[0].trainer.state_dict())
 
