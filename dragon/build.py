@@ -23,7 +23,7 @@ from dragon.contrast import Credit
 from dragon.errors import ConfigError, DragonError, PluginError
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
-from dragon.processes import Alone, Processes, local_device
+from dragon.processes import Alone, Processes
 from dragon.prompts import PromptSet, load_prompts
 from dragon.protocols import Callback, InstanceReward, JointEncoder, Objective, Policy, SetReward
 from dragon.registry import nearest, resolve
@@ -79,7 +79,7 @@ def build_run(config: TrainConfig) -> Run:
 
     def built(kind: str, path: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
         try:
-            return build(kind, spec, device=local_device(config.device), **supplied)
+            return build(kind, spec, device=config.device, **supplied)
         except DragonError as error:
             problems.append(Problem(path, str(error)))
             return None
@@ -122,7 +122,7 @@ def build_policy(config: TrainConfig) -> Policy:
     """The model of `config`, with its adapter (or all its weights) ready for training."""
     tuning = config.tuning
     supplied = {"tuning": tuning.kind, "rank": tuning.rank, "alpha": tuning.alpha, "targets": tuning.targets}
-    policy: Policy = build("policy", config.policy, device=local_device(config.device), **supplied)
+    policy: Policy = build("policy", config.policy, device=config.device, **supplied)
     return policy
 
 
@@ -186,7 +186,7 @@ def plugin_problems(config: TrainConfig) -> list[Problem]:
         problems += [Problem(f"{path}.options.{p.path}", p.text) for p in wrong]
     if "wandb" in trackers(config) and importlib.util.find_spec("wandb") is None:
         problems.append(Problem("report_to", "wandb is not installed: pip install 'dragon-media[wandb]'"))
-    return problems + _device_problems(local_device(config.device))
+    return problems + _device_problems(config.device)
 
 
 def train_settings(config: TrainConfig) -> TrainSettings:

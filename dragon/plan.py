@@ -102,8 +102,9 @@ def _as_if_later(trainer: Trainer) -> None:
     """Fills the queue of an influence: the next step then gives credit, and costs what most steps will cost."""
     credit = trainer.scoring.credit
     if isinstance(credit, Influence):
-        queues = {name: _more(features, credit.queue) for name, features in credit.state_dict()["queues"].items()}
-        credit.load_state_dict({"queues": queues})
+        queues = credit.state_dict()["queues"]
+        assert isinstance(queues, dict)
+        credit.load_state_dict({"queues": {name: _more(features, credit.queue) for name, features in queues.items()}})
 
 
 def _more(features: Tensor, count: int) -> Tensor:

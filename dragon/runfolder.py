@@ -1,6 +1,6 @@
 """The run folder: what lies where, whether a new or resumed run may use it, and the record of how it was made.
 
-    config.yaml  versions.json  log.jsonl  probes.jsonl  tensorboard/  checkpoints/  final/
+    config.yaml  versions.json  log.jsonl  probes.jsonl  tensorboard/  wandb/  checkpoints/  final/
     evaluation.json  evaluation_scores.csv  samples/  pictures/  listen.html
 
 Knows the configuration and checkpoints, no model. Checking writes nothing: a refused run leaves all as it was.
@@ -32,6 +32,7 @@ CONTENTS = (
     "log.jsonl",
     "probes.jsonl",
     "tensorboard",
+    "wandb",
     "checkpoints",
     "final",
     "evaluation.json",
