@@ -30,7 +30,6 @@ SILENT_PEAK = 1e-4
 _HEAD_BYTES = 1 << 12  # of a file: an MP3's first frame
 _UNKNOWN_BYTES = 0x7FFF0000  # sizes from here on stand in WAV files whose writer could not know them (a pipe)
 _LOWEST_RATE, _HIGHEST_RATE = 1_000, 2_000_000  # Hz; outside, a header is damaged: 1 Hz would be resampled to years
-_BLOCK = 1 << 22  # samples read at once; a header may announce terabytes
 _SOXR_CHANNELS = 1024  # soxr takes many channels in one call, though not arbitrarily many
 
 
@@ -71,8 +70,11 @@ def load(path: str | os.PathLike[str]) -> Audio:
             rate = int(sound.samplerate)
             if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
                 raise AudioError(f"{name}: has a rate of {rate} Hz, so its header is damaged; write it again")
-            samples = _read(sound)
-            missing = _cut_short(sound, samples.shape[1], head)
+            # in one call, which makes room for what the header announces: of an MP3, soundfile reads other samples in
+            # blocks than in one. Room that is not filled costs nothing
+            announced = sound.frames / rate
+            samples = sound.read(dtype="float32", always_2d=True)
+            missing = _cut_short(sound, len(samples), head)
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").strip(". ")
         if "not a regular file" in reason:  # what libsndfile says of an MP3 without one whole frame
@@ -81,7 +83,9 @@ def load(path: str | os.PathLike[str]) -> Audio:
             f"{name}: cannot be read as audio ({reason}); write it again, or convert it to WAV or FLAC"
         ) from error
     except MemoryError as error:
-        raise AudioError(f"{name}: does not fit into memory when decoded; cut it into pieces") from error
+        raise AudioError(
+            f"{name}: announces {announced:,.0f} s, which do not fit into memory; write it again, or cut it"
+        ) from error
     except TypeError as error:  # soundfile, of a name that ends in .raw
         raise AudioError(f"{name}: cannot be read as audio (raw samples without a header); write it as WAV") from error
     except (soundfile.SoundFileError, OSError) as error:
@@ -89,16 +93,7 @@ def load(path: str | os.PathLike[str]) -> Audio:
         raise AudioError(f"{name}: cannot be read ({told}); check its permissions, or write it again") from error
     if missing:
         raise AudioError(f"{name}: cut short ({missing}); write it again")
-    return Audio(samples, rate)
-
-
-def _read(sound: SoundFile) -> np.ndarray:
-    """(c, t) of what is really there: `read` alone would make room for all that the header announces."""
-    frames = max(1, _BLOCK // sound.channels)
-    blocks = [np.zeros((0, sound.channels), np.float32)]
-    while len(block := sound.read(frames, dtype="float32", always_2d=True)):
-        blocks.append(block)
-    return np.concatenate([block.T for block in blocks], axis=1)
+    return Audio(np.ascontiguousarray(samples.T), rate)
 
 
 def _cut_short(sound: SoundFile, read: int, head: bytes) -> str:
