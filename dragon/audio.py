@@ -66,7 +66,8 @@ def load(path: str | os.PathLike[str]) -> Audio:
             head = file.read(_HEAD_BYTES)
         if not head:
             raise AudioError(f"{name}: empty (0 bytes); write it again")
-        with soundfile.SoundFile(path) as sound:
+        # bytes where names are bytes: soundfile encodes text strictly, and a name need not be UTF-8
+        with soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path)) as sound:
             rate = int(sound.samplerate)
             if not _LOWEST_RATE <= rate <= _HIGHEST_RATE:
                 raise AudioError(f"{name}: has a rate of {rate} Hz, so its header is damaged; write it again")

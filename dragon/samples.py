@@ -69,7 +69,7 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
         if not writable(text):
             raise ConfigError(f"{short(text)} holds a NUL or half a character; expected text")
     folder = Path(wanted.output_dir)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if os.path.exists(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output_dir {str(folder)!r} holds something already; choose another --output_dir")
     config, policy = _load(model, wanted.device)
     steps = wanted.steps or config.evaluation.steps

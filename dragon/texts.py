@@ -6,6 +6,7 @@ import re
 
 # controls but tab and line end; embeddings and overrides that reorder what follows; halves of a character
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LINE = 120  # letters of a picture's line
 
 
 def shown(text: object) -> str:
@@ -32,8 +33,9 @@ def short(value: object, length: int = 200) -> str:
 
 
 def literal(text: object) -> str:
-    """For a title, axis or legend of matplotlib: on one line, as it is and not as a formula, never hidden."""
-    line = " ".join(shown(text).split()).replace("$", r"\$")
+    """For a title, axis or legend of matplotlib: on one line and cut, as it is and not as a formula, never hidden."""
+    line = " ".join(shown(text).split())
+    line = (line if len(line) <= _LINE else f"{line[: _LINE - 1]}…").replace("$", r"\$")
     return f" {line}" if line.startswith("_") else line  # legends leave out names with an underscore in front
 
 

@@ -120,7 +120,7 @@ def load_head(path: str | os.PathLike[str]) -> AestheticsHead:
     from safetensors import SafetensorError, safe_open
 
     place = Path(path)
-    if not place.is_file():
+    if not os.path.isfile(place):
         raise ConfigError(f"no aesthetics head {str(place)!r}; make it with: dragon aesthetics fit RATINGS.csv")
     try:
         with safe_open(place, framework="pt") as file:

@@ -146,7 +146,7 @@ class SharedSpace:
 
         text = os.fspath(name)
         path = Path(text) if text.endswith(SUFFIX) or os.sep in text else DATA / f"{text}{SUFFIX}"
-        if not path.is_file():
+        if not os.path.isfile(path):
             shipped = ", ".join(sorted(found.stem for found in DATA.glob(f"*{SUFFIX}"))) or "none"
             raise ConfigError(
                 f"no shared space {text!r}; shipped: {shipped}; one of your own is named by its path and made with "
