@@ -6,6 +6,7 @@ real ones on gloo, which run this file as a script.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -57,7 +58,7 @@ def story(it: Trainer, steps: int = STEPS) -> Story:
         pairs.append(found.pairs)
         return found
 
-    it.scoring.split = noted  # type: ignore[method-assign]
+    it.scoring.split = noted  # type: ignore[assignment,method-assign]
     return Story(it, list(it.run(steps)), pairs)
 
 
@@ -329,6 +330,89 @@ def test_no_process_waits_for_one_that_has_stopped(
     found = launch(case, tmp_path, root)
     assert [status for status, _ in found] == statuses, found
     assert first in found[0][1] and second in found[1][1], found
+
+
+FAILING = """
+import os, signal
+
+
+class Height:
+    name, abstains, calls = "height", False, 0
+
+    def score(self, media):
+        Height.calls += 1  # each step has one batch
+        if os.environ["FAULT"] and os.environ.get("RANK") == "1" and Height.calls == 4:
+            if os.environ["FAULT"] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("no more of these")
+        return media.tensor.double().flatten(1)[:, 1]
+"""
+
+
+def train(folder: Path, name: str, launcher: Sequence[str], fault: str = "", *flags: str) -> tuple[int, str]:
+    """(exit status, all that was said) of `dragon train` on the toy: 6 steps of 3 prompts, probes, an evaluation."""
+    (folder / "failing.py").write_text(FAILING)
+    (folder / "train.txt").write_text("left\nright\nup\n")
+    (folder / "test.txt").write_text("up\ndown\n" * 4)
+    config = {
+        "output_dir": name, "prompts": "train.txt", "eval_prompts": "test.txt", "save_steps": 1, "report_to": "none",
+        "policy": {"name": "toy", "options": {"sampler": "euler"}}, "rewards": [{"name": "failing.py:Height"}],
+        "evaluation": {"prompts": 7, "samples_per_prompt": 1, "steps": 2, "guidance": 1, "set_size": 2},
+        "rollout": {"guidance": 1, "prompts_per_step": 3, "steps": 4},
+        "update": {"replay_steps": 1, "beta_calibration_updates": 3, "pairs_per_update": 6},
+        "objective": {"name": "kto"}, "learning_rate": 0.003, "max_steps": 6,
+    }  # fmt: skip
+    (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = [sys.executable, "-m", *launcher, "dragon", "train", f"{name}.yaml", *flags]
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"FAULT": fault}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    try:
+        told = process.communicate(timeout=100)[0]
+        return process.returncode, told
+    finally:
+        process.terminate()  # the launcher then ends its processes, too
+        process.wait(40)
+
+
+TWO = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_equals_one_of_one(tmp_path: Path) -> None:
+    status, told = train(tmp_path, "alone", ())
+    assert status == 0, told
+    status, told = train(tmp_path, "both", TWO)
+    assert status == 0, told
+    alone, both = lines_of(tmp_path / "alone"), lines_of(tmp_path / "both")
+    for mine, theirs in zip(alone, both, strict=True):
+        for name in ("reward", "gap", "loss", "z0", "beta", "grad_norm", "implicit_accuracy"):
+            expected = pytest.approx(mine[name], rel=1e-4, abs=1e-5)
+            assert theirs[name] == (mine[name] if mine[name] is None else expected), name
+    judged = [json.loads((tmp_path / name / "evaluation.json").read_text())["rewards"] for name in ("alone", "both")]
+    for name in ("base", "tuned", "win_rate", "low", "high"):
+        assert judged[1]["height"][name] == pytest.approx(judged[0]["height"][name], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raise", "kill"])
+def test_a_run_that_loses_a_process_ends_within_a_minute_and_goes_on_to_the_bit(fault: str, tmp_path: Path) -> None:
+    start = time.monotonic()
+    status, told = train(tmp_path, "run", TWO, fault)
+    assert status != 0 and time.monotonic() - start < 60, told
+    if fault == "raise":
+        assert "process 1 of 2 has stopped: PluginError: reward 'height' raised ValueError: no more of these" in told
+    assert len(lines_of(tmp_path / "run")) == 3
+    status, told = train(tmp_path, "run", TWO, "", "--resume_from_checkpoint", "latest")
+    assert status == 0, told
+    assert train(tmp_path, "whole", TWO)[0] == 0
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "whole")
 
 
 if __name__ == "__main__":
