@@ -57,7 +57,7 @@ def train(
             run = build_run(replace(config, device=local_device(config.device)))
         _check_same_start(start, processes)
         if sharding_asked():
-            run.policy.shard()
+            _spread(run.policy)
         with processes.together():
             trainer = run.trainer(processes)
             if start.checkpoint is not None:
@@ -215,6 +215,17 @@ def _check_same_start(start: Start, processes: Processes) -> None:
             f"the processes find checkpoints of steps {steps} in {str(start.folder)!r}; expected one: output_dir must "
             "be a folder that all machines share"
         )
+
+
+def _spread(policy: Policy) -> None:
+    """The weights over all processes."""
+    spread = getattr(policy, "shard", None)
+    if spread is None:
+        raise ConfigError(
+            f"{type(policy).__name__} has no shard(), so its weights cannot be spread; launch without FSDP "
+            "(configs/accelerate/gpu8_ddp.yaml)"
+        )
+    spread()
 
 
 def _silent(text: str) -> None:

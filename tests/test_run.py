@@ -73,7 +73,7 @@ def test_allowed_parts_start_anew_and_the_others_go_on() -> None:
     run.train(resumed(["objective", "credit"], **change), say=said.append)
     newest = checkpoint.latest("out/checkpoints")
     assert newest is not None and newest.name == "step-000003"
-    assert checkpoint.load(newest).state["learner"]["objective"] == "kto"  # type: ignore[index,call-overload]
+    assert checkpoint.load(newest).state["learner"]["objective"] == "kto"  # type: ignore[index]
 
 
 def test_one_item_of_a_list_can_be_allowed_by_its_number() -> None:
@@ -111,7 +111,7 @@ def test_going_on_elsewhere_says_what_cannot_be_equal() -> None:
 def test_a_checkpoint_holds_what_it_was_made_with_and_how_good_it_is() -> None:
     run.train(config(eval_steps=1), say=lambda text: None)
     found = checkpoint.load("out/checkpoints/step-000002")
-    assert found.versions["processes"] == 1 and found.versions["packages"]["torch"]  # type: ignore[index,call-overload]
+    assert found.versions["processes"] == 1 and found.versions["packages"]["torch"]  # type: ignore[index]
     probe = json.loads(Path("out/probes.jsonl").read_text().splitlines()[-1])
     assert found.score == pytest.approx(probe["rewards"]["random"]["win_rate"])
     run.train(config(output_dir="plain"), say=lambda text: None)
