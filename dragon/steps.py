@@ -7,8 +7,8 @@ is gone) finds the last whole step saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from dragon.track import JsonLines, ProgressLine, TensorBoard, Tracker, WandB, t
 from dragon.trainer import StepReport, Trainer
 
 Say = Callable[[str], None]
+_GO_ON = "make room, then go on with --resume_from_checkpoint latest"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -59,7 +60,7 @@ def learn(
     # spread weights need all processes to be saved, so that none of them may leave in the middle of a step
     with (
         interrupts.held() if save.sharded else nullcontext(),
-        tracking(_trackers(config, trainer, start.folder) if processes.main else []) as tracker,
+        _logging(_trackers(config, trainer, start.folder) if processes.main else [], start.folder) as tracker,
     ):
         try:
             if _due(config.eval_steps, trainer.step) and probe.step < trainer.step:
@@ -157,16 +158,34 @@ class _Saver:
         return "interrupted"
 
 
+@contextmanager
+def _logging(made: Sequence[Tracker], folder: Path) -> Iterator[Tracker]:
+    """The trackers as one. That they cannot be closed is said, unless the run ends for another reason anyway."""
+    reason: BaseException | None = None
+    try:
+        with tracking(made) as tracker:
+            try:
+                yield tracker
+            except BaseException as error:
+                reason = error
+                raise
+    except OSError:
+        if reason is not None:
+            raise reason from None
+        with writing("the log of a run", folder, _GO_ON):
+            raise
+
+
 def _looked_at(report: StepReport, run: Run, tracker: Tracker, folder: Path) -> str:
     """Logs the report and shows it to the callbacks; their reason to stop, if there is one."""
-    with writing("the log of a step", folder, "make room, then go on with --resume_from_checkpoint latest"):
+    with writing("the log of a step", folder, _GO_ON):
         tracker.log(report)
     return stopping_reason(run.callbacks, report)
 
 
 def _trackers(config: TrainConfig, trainer: Trainer, folder: Path) -> list[Tracker]:
     made: list[Tracker] = []
-    with writing("the log of a run", folder, "make room, then go on with --resume_from_checkpoint latest"):
+    with writing("the log of a run", folder, _GO_ON):
         made.append(JsonLines(folder / "log.jsonl", after=trainer.step))
         if "tensorboard" in trackers(config):
             made.append(TensorBoard(folder / "tensorboard", after=trainer.step))

@@ -17,7 +17,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -270,8 +270,9 @@ class _All:
             tracker.log(report)
 
     def close(self) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        with ExitStack() as stack:  # closes all, even where one of them cannot write what it still holds
+            for tracker in self._trackers:
+                stack.callback(tracker.close)
 
 
 def _json(value: object) -> object:

@@ -207,6 +207,18 @@ def test_a_size_limit_of_the_system_is_one_message_and_status_2(folder: Path, ro
     assert not list((folder / "out" / "checkpoints").iterdir())
 
 
+def test_a_log_that_cannot_even_be_closed_hides_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file still holds is written on closing, which a full disk refuses again."""
+    for name in ("log", "close"):
+        monkeypatch.setattr(steps.JsonLines, name, full)
+    with pytest.raises(Unwritable, match="log of a step"):
+        run.train(config(save_steps=0), say=lambda text: None)
+    monkeypatch.setattr(steps.JsonLines, "log", lambda self, report: None)
+    with pytest.raises(Unwritable, match="log of a run cannot be written.*No space"):
+        run.train(config(output_dir="closing"), say=lambda text: None)
+    assert checkpoint.latest("closing/checkpoints") == Path("closing/checkpoints/step-000002")
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
