@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def run(arguments: list[str]) -> None:
     config = configured(arguments, "train")
+    import torch
+
     from dragon import build, run, runfolder
     from dragon.config import to_yaml
     from dragon.processes import launched
@@ -35,6 +37,8 @@ def run(arguments: list[str]) -> None:
         result = run.train(config, say=progress.say, progress=progress, processes=processes)
     if processes.main:
         print_evaluation(result, Path(config.output_dir))
+    if processes.count > 1:
+        torch.distributed.destroy_process_group()  # NCCL warns of one that is left
 
 
 def configured(arguments: list[str], command: str) -> TrainConfig:
