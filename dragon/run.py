@@ -207,6 +207,16 @@ def notices(run: Run, start: Start | None = None, made_with: Mapping[str, object
         yield from what_cannot_be_equal(start.checkpoint.versions, made_with)
 
 
+def _shard(policy: Policy) -> None:
+    shard = getattr(policy, "shard", None)
+    if shard is None:
+        raise ConfigError(
+            f"policy {policy.name!r} has no `shard()`, which FSDP needs (dragon/policy/base.py has one); launch without "
+            "--use_fsdp"
+        )
+    shard()
+
+
 def _check_same_start(start: Start, processes: Processes) -> None:
     """Machines that do not share the folder would go on from different steps."""
     steps = processes.gather_values(start.checkpoint.step if start.checkpoint else 0)

@@ -124,6 +124,8 @@ def check_folder(config: TrainConfig, say: Callable[[str], None]) -> Start:
     anew = frozenset(
         part for key, parts in ANEW.items() for part in parts if any(checkpoint.covers(key, c) for c in changed)
     )
+    if any(checkpoint.covers(key, "prompts") for key in config.resume.allow):
+        anew |= {"prompts"}  # the file may hold others under the same name
     say(f"going on from {path}, step {found.step}")
     if changed:
         say(f"these differ from the checkpoint, as resume.allow says: {', '.join(changed)}")

@@ -188,6 +188,7 @@ class Trainer:
         self.processes = processes
         self.columns = {name: tuple(values) for name, values in (columns or {}).items()}
         _check_prompts(self.prompts, self.columns)
+        self._digest = _derived(self.prompts, sorted(self.columns.items()))
         self.scoring = Scoring(rewards, contrast, credit, settings.reward_timeout)
         self.rollout = Rollout(
             policy,
@@ -242,6 +243,7 @@ class Trainer:
         """All that it takes to go on as if nothing had happened: tensors (copies on the CPU) and JSON values."""
         return {
             "step": self.step,
+            "prompts": self._digest,
             "learner": self.learner.state_dict(),
             **self.scoring.state_dict(),
             "replay": [pool.state_dict() for pool in self._replay],
@@ -252,11 +254,16 @@ class Trainer:
         """Goes on from what `state_dict` gave, in a trainer made with the same parts and settings.
 
         anew: parts that start as in a new run: "objective", "optimizer", "rewards" (their mixture, credit and the
-        pairs that are replayed), "credit".
+        pairs that are replayed), "credit"; "prompts" may be others.
 
         Raises:
-            ConfigError: the state is of another objective, other rewards or other weights.
+            ConfigError: the state is of another objective, other rewards, prompts or weights.
         """
+        if state.get("prompts", self._digest) != self._digest and "prompts" not in anew:  # absent in version 0.1
+            raise ConfigError(
+                "the training prompts or their columns have changed since the checkpoint, so the run would not be the "
+                "same; put the file back as it was, or add --resume.allow prompts"
+            )
         self.learner.load_state_dict(state["learner"], anew)
         self.scoring.load_state_dict(state, anew)
         replay = [] if "rewards" in anew else state["replay"]

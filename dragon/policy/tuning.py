@@ -23,6 +23,7 @@ from torch.nn import Parameter
 
 from dragon.errors import ConfigError, ShapeError
 from dragon.sharding import is_sharded, is_writer, placed, shard, whole
+from dragon.weights import read_weights
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 FULL_WEIGHTS, FULL_CONFIG = "diffusion_pytorch_model.safetensors", "config.json"  # diffusers' names
@@ -103,8 +104,7 @@ class LoraTuning:
         Raises:
             ConfigError: no adapter in `folder`, or one of another shape.
         """
-        with open(_existing(folder, ADAPTER_CONFIG), encoding="utf-8") as file:
-            stored = json.load(file)
+        stored = _read_config(_existing(folder, ADAPTER_CONFIG))
         here = {"r": self._config.r, "lora_alpha": self._config.lora_alpha}
         differing = {key: (stored.get(key), value) for key, value in here.items() if stored.get(key) != value}
         if differing:
@@ -113,7 +113,7 @@ class LoraTuning:
                 "build the policy with the stored rank and alpha"
             )
         names = {_peft_key(name): name for name in self._trainable}
-        _copy_into(self._trainable, _read(folder, ADAPTER_WEIGHTS), names, folder)
+        _copy_into(self._trainable, read_weights(_existing(folder, ADAPTER_WEIGHTS), "tuned weights"), names, folder)
 
     def shard(self) -> None:
         """Spreads the module, frozen weights too, over all processes; `trainable()` is new afterwards."""
@@ -156,7 +156,7 @@ class FullTuning:
             ConfigError: no weights in `folder`, or those of another model.
         """
         state = self._module.state_dict()
-        _copy_into(state, _read(folder, FULL_WEIGHTS), {name: name for name in state}, folder)
+        _copy_into(state, read_weights(_existing(folder, FULL_WEIGHTS), "tuned weights"), {name: name for name in state}, folder)
 
     def shard(self) -> None:
         """Spreads the module and its starting weights over all processes; `trainable()` is new afterwards."""
@@ -229,6 +229,17 @@ def _existing(folder: str, name: str) -> str:
     return path
 
 
+def _read_config(path: str) -> dict[str, object]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}); copy or save the adapter again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}; expected PEFT's object of settings")
+    return found
+
+
 def _write(tensors: Mapping[str, Tensor], folder: str, name: str) -> bool:
     """Stores the whole of `tensors` if this process is the one to write; returns whether it is."""
     from safetensors.torch import save_file
@@ -243,17 +254,6 @@ def _write(tensors: Mapping[str, Tensor], folder: str, name: str) -> bool:
         os.makedirs(folder, exist_ok=True)
         save_file(stored, os.path.join(folder, name), metadata={"format": "pt"})
     return writes
-
-
-def _read(folder: str, name: str) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = _existing(folder, name)
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged ({error}); expected safetensors; save it again") from error
 
 
 def _copy_into(here: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: Mapping[str, str], folder: str) -> None:
