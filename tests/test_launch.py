@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dragon import checkpoint
 from dragon.cli import main
 from dragon.processes import sharding_asked
 
@@ -86,26 +88,55 @@ def test_an_error_that_the_main_process_cannot_know_is_said_with_its_number(monk
     assert capsys.readouterr().err == "dragon plugins: process 3: a score is nan\n"
 
 
-@pytest.mark.slow
-def test_accelerate_starts_two_processes_on_a_cpu(tmp_path: Path, root: Path) -> None:
-    """The main one speaks and writes, once."""
+@pytest.fixture
+def launch(tmp_path: Path, root: Path):
+    """`accelerate launch` of two processes on a CPU, in a group of their own as a terminal would make it."""
     (tmp_path / "p.txt").write_text("left\nright\n")
     (tmp_path / "run.yaml").write_text(
         "output_dir: out\nprompts: p.txt\neval_prompts: p.txt\npolicy: {name: toy}\nrewards: [{name: random}]\n"
         "rollout: {guidance: 1, prompts_per_step: 3, steps: 2}\nmax_steps: 2\nreport_to: none\n"
         "evaluation: {prompts: 2, samples_per_prompt: 1, steps: 2, guidance: 1}\n"
     )
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
-    config = ["--config_file", str(root / "configs" / "accelerate" / "cpu2.yaml")]
-    done = subprocess.run(
-        [*accelerate, *config, "-m", "dragon", "train", "run.yaml"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 2/2") == 1 and done.stdout.count("numbers: out/evaluation.json") == 1
+
+    def start(*flags: str) -> subprocess.Popen[str]:
+        accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", "0"]
+        file = ["--config_file", str(root / "configs" / "accelerate" / "cpu2.yaml")]
+        return subprocess.Popen(
+            [*accelerate, *file, "-m", "dragon", "train", "run.yaml", *flags],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.mark.slow
+def test_accelerate_starts_two_processes_on_a_cpu(tmp_path: Path, launch) -> None:
+    """The main one speaks and writes, once."""
+    process = launch()
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert said.count("step 2/2") == 1 and said.count("numbers: out/evaluation.json") == 1
     assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 2
     assert '"processes": 2' in (tmp_path / "out" / "versions.json").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["all", "launcher"])
+def test_a_signal_to_the_launcher_or_to_all_saves_the_last_whole_step(tmp_path: Path, launch, to: str) -> None:
+    """Ctrl-C in a terminal reaches all of them, and the launcher then sends another; a cluster tells the launcher."""
+    process = launch("--max_steps", "100000", "--save_steps", "0")
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            break
+    if to == "all":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    path = checkpoint.latest(tmp_path / "out" / "checkpoints")
+    assert path is not None and checkpoint.load(path).step >= 3, said
