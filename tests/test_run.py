@@ -89,6 +89,15 @@ def test_an_unknown_key_to_allow_is_an_error_with_the_nearest() -> None:
         check_folder(resumed(["objectiv"]), print)
 
 
+def test_a_prompt_file_that_has_changed_is_refused_unless_allowed(folder: Path) -> None:
+    run.train(config(), say=lambda text: None)
+    (folder / "train.txt").write_text("left\nup\n")
+    with pytest.raises(ConfigError, match="prompts or their columns have changed .* --resume.allow prompts"):
+        run.train(resumed(), say=lambda text: None)
+    assert checkpoint.latest("out/checkpoints").name == "step-000002"  # type: ignore[union-attr]
+    run.train(resumed(["prompts"]), say=lambda text: None)
+
+
 def test_nothing_is_said_where_a_run_goes_on_as_it_was() -> None:
     run.train(config(), say=lambda text: None)
     said: list[str] = []
