@@ -211,8 +211,8 @@ def _shard(policy: Policy) -> None:
     shard = getattr(policy, "shard", None)
     if shard is None:
         raise ConfigError(
-            f"policy {policy.name!r} has no `shard()`, which FSDP needs (dragon/policy/base.py has one); launch without "
-            "--use_fsdp"
+            f"policy {policy.name!r} has no `shard()`, which FSDP needs (dragon/policy/base.py has one); launch "
+            "without --use_fsdp"
         )
     shard()
 

@@ -113,7 +113,7 @@ class LoraTuning:
                 "build the policy with the stored rank and alpha"
             )
         names = {_peft_key(name): name for name in self._trainable}
-        _copy_into(self._trainable, read_weights(_existing(folder, ADAPTER_WEIGHTS), "tuned weights"), names, folder)
+        _copy_into(self._trainable, _read(folder, ADAPTER_WEIGHTS), names, folder)
 
     def shard(self) -> None:
         """Spreads the module, frozen weights too, over all processes; `trainable()` is new afterwards."""
@@ -156,7 +156,7 @@ class FullTuning:
             ConfigError: no weights in `folder`, or those of another model.
         """
         state = self._module.state_dict()
-        _copy_into(state, read_weights(_existing(folder, FULL_WEIGHTS), "tuned weights"), {name: name for name in state}, folder)
+        _copy_into(state, _read(folder, FULL_WEIGHTS), {name: name for name in state}, folder)
 
     def shard(self) -> None:
         """Spreads the module and its starting weights over all processes; `trainable()` is new afterwards."""
@@ -238,6 +238,10 @@ def _read_config(path: str) -> dict[str, object]:
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds a {type(found).__name__}; expected PEFT's object of settings")
     return found
+
+
+def _read(folder: str, name: str) -> dict[str, Tensor]:
+    return read_weights(_existing(folder, name), "tuned weights")
 
 
 def _write(tensors: Mapping[str, Tensor], folder: str, name: str) -> bool:
