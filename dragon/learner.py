@@ -140,9 +140,13 @@ class Learner:
         if self._old:
             self._old.update(self.parameters)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Copies on the CPU, and JSON values; with sharded weights a call of all processes."""
+    def state_dict(self, *, shares: bool = False) -> dict[str, Any]:
+        """Copies on the CPU, and JSON values; with sharded weights a call of all processes.
+
+        shares: of sharded weights only this process's share, on its device; no other process takes part.
+        """
         moments = self._optimizer.state_dict()["state"]
+        copies = _shares if shares else _wholes
         return {
             "updates": self.updates,
             "skipped": self.skipped,
@@ -152,10 +156,10 @@ class Learner:
             "beta": self.objective.beta,
             "beta_frozen": self._beta_frozen,
             "calibration": list(self._calibration),
-            "weights": _copies(self.parameters),
-            "ema": _copies(self.ema.values),
-            "old": _copies(self._old.values) if self._old else {},
-            "optimizer": {name: _copies(moments[i]) for i, name in enumerate(self.parameters) if i in moments},
+            "weights": copies(self.parameters),
+            "ema": copies(self.ema.values),
+            "old": copies(self._old.values) if self._old else {},
+            "optimizer": {name: copies(moments[i]) for i, name in enumerate(self.parameters) if i in moments},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
@@ -438,8 +442,15 @@ def _check_same_weights(stored: Mapping[str, Tensor], parameters: Mapping[str, T
         )
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _wholes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole(value.detach()).to("cpu", copy=True) for name, value in tensors.items()}
+
+
+def _shares(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: value.detach().clone() if is_sharded({name: value}) else value.detach().to("cpu", copy=True)
+        for name, value in tensors.items()
+    }
 
 
 def _as(value: Tensor, parameter: Tensor) -> Tensor:

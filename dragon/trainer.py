@@ -239,12 +239,15 @@ class Trainer:
         """Copies of the averaged weights, which are the ones to evaluate and save."""
         return {n: v.to(self.learner.parameters[n], copy=True) for n, v in self.learner.ema.values.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that it takes to go on as if nothing had happened: tensors (copies on the CPU) and JSON values."""
+    def state_dict(self, *, shares: bool = False) -> dict[str, Any]:
+        """All that it takes to go on as if nothing had happened: tensors (copies on the CPU) and JSON values.
+
+        shares: see `Learner.state_dict`; for this process to go back to, not to store.
+        """
         return {
             "step": self.step,
             "prompts": self._digest,
-            "learner": self.learner.state_dict(),
+            "learner": self.learner.state_dict(shares=shares),
             **self.scoring.state_dict(),
             "replay": [pool.state_dict() for pool in self._replay],
             "rollout": self.rollout.state_dict(),
@@ -414,9 +417,9 @@ class Trainer:
     def _whole_or_not(self) -> Iterator[None]:
         """Global random numbers from (seed, step); on any exception the state before is put back.
 
-        Costs one copy of weights, moments and averages in main memory.
+        Costs one copy of weights, moments and averages in main memory (of sharded ones, of the share, on the device).
         """
-        before = self.state_dict()
+        before = self.state_dict(shares=True)
         with _global_numbers(_derived(self.settings.seed, self.step, "global"), self.learner.device):
             try:
                 yield
