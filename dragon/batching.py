@@ -13,13 +13,10 @@ from typing import TypeVar
 
 import torch
 
-from dragon.errors import DragonError
+from dragon.errors import OutOfMemory
+from dragon.texts import first_line
 
 T = TypeVar("T")
-
-
-class OutOfMemory(DragonError):
-    """Even the smallest batch does not fit."""
 
 
 class Batching:
@@ -119,4 +116,4 @@ def _tried(function: Callable[[range], T], batch: range) -> tuple[list[T], str]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        return [], (str(error).strip() or type(error).__name__).splitlines()[0]
+        return [], first_line(error)

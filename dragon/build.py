@@ -17,10 +17,13 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from torch import Tensor
 
+from dragon.collect import Collected, Progress
 from dragon.config import RewardSpec, Spec, TrainConfig, trackers
 from dragon.contrast import Credit
 from dragon.errors import ConfigError, DragonError, PluginError
+from dragon.evaluate import Evaluation, evaluate
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.loading import Problem
 from dragon.processes import Alone, Processes
@@ -62,6 +65,43 @@ class Run:
             processes=processes,
         )
 
+    def evaluate(
+        self,
+        prompts: PromptSet,
+        weights: Mapping[str, Tensor] | None,
+        *,
+        samples_per_prompt: int,
+        set_size: int,
+        keep: int,
+        same_seed: bool = True,
+        base: Collected | None = None,
+        progress: Progress | None = None,
+        processes: Processes = Alone(),
+    ) -> Evaluation:
+        """`weights` (None: the policy's own) against the start, on `prompts`; the rest as the configuration says."""
+        wanted, rollout = self.config.evaluation, self.config.rollout
+        return evaluate(
+            self.policy,
+            self.evaluated(),
+            {weighted.reward.name for weighted in self.rewards},
+            prompts.prompts,
+            samples_per_prompt=samples_per_prompt,
+            steps=wanted.steps,
+            guidance=wanted.guidance,
+            seed=wanted.seed,
+            tuned_weights=weights,
+            diversity=self.diversity,
+            columns=prompts.columns,
+            batch_size=rollout.batch_size,
+            keep=keep,
+            same_seed=same_seed,
+            set_size=set_size,
+            progress=progress,
+            base=base,
+            reward_timeout=rollout.reward_timeout,
+            processes=processes,
+        )
+
     def evaluated(self) -> dict[str, InstanceReward | SetReward]:
         """Every reward that is measured, by name: those trained on first."""
         return {reward.name: reward for reward in (*(w.reward for w in self.rewards), *self.watch)}
@@ -100,7 +140,12 @@ def build_run(config: TrainConfig) -> Run:
     if credit is not None and any(isinstance(reward, SetReward) for reward in rewards):
         problems += _credit_problems(config, credit)
     watched = {reward.name: reward for reward in watch if isinstance(reward, InstanceReward | SetReward)}
-    callbacks = [built("callback", f"callbacks.{i}", spec, watch=watched) for i, spec in enumerate(config.callbacks)]
+    given = {
+        "watch": watched,
+        "batch_size": config.rollout.batch_size,
+        "reward_timeout": config.rollout.reward_timeout,
+    }
+    callbacks = [built("callback", f"callbacks.{i}", spec, **given) for i, spec in enumerate(config.callbacks)]
     _raise(problems)
     return Run(
         config=config,
@@ -205,7 +250,8 @@ def _reserved(kind: str, plugin: object, columns: Iterable[str]) -> dict[str, st
             key: f"set by tuning.{key}" for key in ("rank", "alpha", "targets")
         }
     if kind == "callback":
-        return {} if _by_position(kind, plugin) else {"watch": "set by evaluation.watch"}
+        shared = {key: f"set by rollout.{key}" for key in ("batch_size", "reward_timeout")}
+        return {} if _by_position(kind, plugin) else {"watch": "set by evaluation.watch", **shared}
     return dict.fromkeys(columns, "a column of the prompt files") if _by_position(kind, plugin) else {}
 
 

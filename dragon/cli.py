@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from dragon.errors import ConfigError, DragonError
+from dragon.errors import ConfigError, DragonError, OtherProcess
+from dragon.launch import launched_rank, local_rank
 from dragon.texts import short, shown
 
 COMMANDS = {
@@ -57,8 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"no command is called {short(command)}; {hint}")
         _stop_on_sigterm()
         import_module(f"dragon.commands.{command}").run(rest)
+    except OtherProcess as error:
+        if launched_rank() == 0:  # the others have nothing to add
+            print(f"dragon {command}: {shown(error)}", file=sys.stderr)
+        return 1
     except DragonError as error:
-        if _is_main() or not _known_to_main(error):
+        if not _said_elsewhere(error):
             print(f"dragon {command}: {_by_whom()}{shown(error)}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -68,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dragon {command}: {_by_whom()}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        if _is_main():
+        if launched_rank() == 0:
             print(f"dragon {command}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
@@ -86,20 +90,13 @@ _REFUSED = (
 """What the system says where there is no room, no permission, or no such name to be had."""
 
 
-def _is_main() -> bool:
-    """Whether this is the only process of the run, or the first; known before the processes have met."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _by_whom() -> str:
-    return "" if _is_main() else f"process {os.environ['RANK']}: "
+    return f"process {launched_rank()}: " if launched_rank() else ""
 
 
-def _known_to_main(error: DragonError) -> bool:
-    """What it says itself: that another has stopped, and mistakes in a configuration, which all of them read."""
-    from dragon.processes import OtherProcess
-
-    return isinstance(error, ConfigError | OtherProcess)
+def _said_elsewhere(error: DragonError) -> bool:
+    """Whether another process says it: a mistake in a configuration is read by all of a machine."""
+    return isinstance(error, ConfigError) and local_rank() > 0
 
 
 def _usage() -> str:

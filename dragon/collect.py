@@ -17,7 +17,7 @@ from dragon.intervals import Floats
 from dragon.media import Media
 from dragon.processes import Alone, Processes, share
 from dragon.protocols import Encoder, InstanceReward, JointEncoder, Policy, SetReward
-from dragon.rollout import Rollout, Stopwatch, cat_media
+from dragon.rollout import Rollout, Stopwatch
 from dragon.verdicts import Verdicts, verdicts
 
 Seeds = tuple[tuple[int, ...], ...]
@@ -114,7 +114,7 @@ def collect(
             done += len(part)
             if progress is not None and processes.main:
                 progress(side, min(done * processes.count, total), total)
-        mine_said, clips = Verdicts.cat(said), cat_media(kept)
+        mine_said, clips = Verdicts.cat(said), Media.cat(kept)
     found = mine_said.gathered(processes)
     kept_tensor = processes.gather(clips.tensor)
     return Collected(

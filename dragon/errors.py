@@ -35,5 +35,13 @@ class NotFinite(DragonError):
     """A NaN or infinity, with the name of the part that made it."""
 
 
+class OutOfMemory(DragonError):
+    """Even the smallest batch does not fit."""
+
+
+class OtherProcess(DragonError):
+    """Another process of the run has stopped; its own message says why."""
+
+
 class Unwritable(DragonError):
     """A file that cannot be written: a full disk, a quota, no permission."""

@@ -26,12 +26,13 @@ from dragon.batching import Batching, out_of_memory
 from dragon.diffusion.ema import Ema
 from dragon.errors import ConfigError, NotFinite
 from dragon.loss_scale import LossScale
-from dragon.media import Generation
+from dragon.media import not_finite
 from dragon.objectives import calibrated_beta, gain, zero_point
 from dragon.pool import Batch, PairPool
 from dragon.processes import Alone, Processes, share
 from dragon.protocols import Objective, Policy, Terms
 from dragon.sharding import is_sharded, placed, whole
+from dragon.texts import first_line
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ class Learner:
 
     @contextmanager
     def _local(self) -> Iterator[list[str]]:
-        """Work of this process alone, after which all of them know how it went in each.
+        """Runs local work, then raises the same error in every process if it failed in any.
 
         What is not finite is put into the list and the work goes on, since with sharded weights all processes make
         the same number of calls.
@@ -315,7 +316,7 @@ class Learner:
             except Exception as error:
                 if not out_of_memory(error):
                     raise
-                no_memory = (str(error).strip() or type(error).__name__).splitlines()[0]
+                no_memory = first_line(error)
                 if self._sharded:  # the others wait inside their calls: nothing can be agreed on
                     self._batching.halve(self._batching.size, no_memory)
         told = self.processes.gather_values((no_memory, next(filter(None, faults), "")))
@@ -386,25 +387,6 @@ class Learner:
         if len(self._calibration) == self._calibration_updates:
             beta = calibrated_beta(torch.cat(self._calibration), self._beta_target)
             self.objective, self._calibration, self._beta_frozen = self.objective.with_beta(beta), [], True
-
-
-def check_finite(part: str, value: Tensor, rows: Generation) -> None:
-    """Raises NotFinite with the part's name, and the prompt and seed of the first row that is not finite."""
-    fault = not_finite(part, value, rows)
-    if fault:
-        raise NotFinite(fault)
-
-
-def not_finite(part: str, value: Tensor, rows: Generation) -> str:
-    """What `check_finite` says; empty if all rows are finite."""
-    finite = value.detach().reshape(len(rows), -1).isfinite().all(1)
-    if finite.all():
-        return ""
-    row = int((~finite).nonzero()[0])
-    return (
-        f"{part} is not finite for prompt {rows.prompts[row]!r}, seed {rows.seeds[row]} ({int((~finite).sum())} of "
-        f"{len(rows)} rows); expected finite numbers; lower learning_rate, or sample this prompt and seed alone"
-    )
 
 
 @dataclass(frozen=True)

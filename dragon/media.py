@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dragon.errors import ShapeError
+from dragon.errors import NotFinite, ShapeError
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class Media:
             tensor=self.tensor[torch.as_tensor(list(index), dtype=torch.long, device=self.tensor.device)],
             prompts=tuple(self.prompts[i] for i in index),
             columns={name: tuple(values[i] for i in index) for name, values in self.columns.items()},
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Media]) -> Media:
+        """All clips of `parts`, one after another; a single part as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        return replace(
+            parts[0],
+            tensor=torch.cat([part.tensor for part in parts]),
+            prompts=tuple(prompt for part in parts for prompt in part.prompts),
+            columns={name: tuple(v for part in parts for v in part.columns[name]) for name in parts[0].columns},
         )
 
 
@@ -112,3 +124,22 @@ class Generation:
             tuple(prompt for p in parts for prompt in p.prompts),
             tuple(seed for p in parts for seed in p.seeds),
         )
+
+
+def check_finite(part: str, value: Tensor, rows: Generation) -> None:
+    """Raises NotFinite with the part's name, and the prompt and seed of the first row that is not finite."""
+    fault = not_finite(part, value, rows)
+    if fault:
+        raise NotFinite(fault)
+
+
+def not_finite(part: str, value: Tensor, rows: Generation) -> str:
+    """What `check_finite` says; empty if all rows are finite."""
+    finite = value.detach().reshape(len(rows), -1).isfinite().all(1)
+    if finite.all():
+        return ""
+    row = int((~finite).nonzero()[0])
+    return (
+        f"{part} is not finite for prompt {rows.prompts[row]!r}, seed {rows.seeds[row]} ({int((~finite).sum())} of "
+        f"{len(rows)} rows); expected finite numbers; lower learning_rate, or sample this prompt and seed alone"
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dragon.build import Run
 from dragon.collect import Collected, Progress
-from dragon.evaluate import Evaluation, evaluate
+from dragon.evaluate import Evaluation
 from dragon.files import writing
 from dragon.intervals import SMALLEST_SPLIT
 from dragon.processes import Processes
@@ -56,27 +56,16 @@ class Probe:
 
     def __call__(self, step: int, weights: Mapping[str, Tensor]) -> None:
         """Evaluates `weights` and writes what it found."""
-        run, wanted = self._run, self._run.config.evaluation
-        prompts = run.eval_prompts.first(PROMPTS)
-        result = evaluate(
-            run.policy,
-            run.evaluated(),
-            {weighted.reward.name for weighted in run.rewards},
-            prompts.prompts,
+        prompts = self._run.eval_prompts.first(PROMPTS)
+        result = self._run.evaluate(
+            prompts,
+            weights,
             samples_per_prompt=1,
-            steps=wanted.steps,
-            guidance=wanted.guidance,
-            seed=wanted.seed,
-            tuned_weights=weights,
-            diversity=run.diversity,
-            columns=prompts.columns,
-            batch_size=run.config.rollout.batch_size,
+            set_size=min(self._run.config.evaluation.set_size, len(prompts) // SMALLEST_SPLIT),
             keep=0,
-            set_size=min(wanted.set_size, len(prompts) // SMALLEST_SPLIT),
             same_seed=False,
-            progress=self._progress,
             base=self._base,
-            reward_timeout=run.config.rollout.reward_timeout,
+            progress=self._progress,
             processes=self._processes,
         )
         self._base = result.sides["base"]

@@ -10,29 +10,23 @@ has stopped. A process that was killed is noticed by the next call that needs it
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from dragon.errors import ConfigError, DragonError
+from dragon.batching import out_of_memory
+from dragon.errors import ConfigError, OtherProcess
+from dragon.launch import launched_count, local_rank, sharding_asked
+from dragon.texts import first_line
 
 T = TypeVar("T")
 
 
-class OtherProcess(DragonError):
-    """Another process of the run has stopped; its own message says why. `rank`: which one, -1 if it is not known."""
-
-    def __init__(self, text: str, rank: int = -1) -> None:
-        super().__init__(text)
-        self.rank = rank
-
-
 class Processes(Protocol):
-    """What every part of a run may ask. All calls but `share` are made by every process, in the same order."""
+    """What every part of a run may ask. All calls are made by every process, in the same order."""
 
     @property
     def rank(self) -> int:
@@ -56,7 +50,7 @@ class Processes(Protocol):
         ...
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Each tensor becomes its sum over processes, in place."""
+        """Each tensor becomes its sum over processes, in place; of equal shapes in all of them, and one dtype."""
         ...
 
     def together(self) -> AbstractContextManager[None]:
@@ -116,8 +110,9 @@ class Launched:
         if most == 0:
             return rows
         rest = rows.new_zeros((most - len(rows), *rows.shape[1:]))
+        mine = torch.cat([rows, rest]).to(self._state.device).contiguous()
         with _peers():
-            padded: Tensor = gather(torch.cat([rows, rest]).to(self._state.device).contiguous())
+            padded: Tensor = gather(mine)
         kept = torch.cat([torch.arange(rank * most, rank * most + n) for rank, n in enumerate(counts)])
         return padded[kept.to(padded.device)].to(rows.device)
 
@@ -133,8 +128,8 @@ class Launched:
         """In place, all of one type in one message."""
         if not tensors:
             return
+        flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).to(self._state.device)
         with _peers():
-            flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).to(self._state.device)
             torch.distributed.all_reduce(flat)
         place = 0
         with torch.no_grad():
@@ -162,26 +157,25 @@ class Launched:
             raise found
         for rank, text in enumerate(told):
             if text:
-                raise OtherProcess(f"process {rank} of {self.count} has stopped: {text}", rank)
+                raise OtherProcess(f"process {rank} of {self.count} has stopped: {text}")
 
 
 def launched(device: str) -> Processes:
     """The processes of this launch; `Alone` without one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Alone()
-    return Launched(cpu=not device.startswith("cuda"))
+    return Launched(cpu=not device.startswith("cuda")) if launched_count() > 1 else Alone()
 
 
 def local_device(device: str) -> str:
-    """The device of this process: with several on GPUs, "cuda" is the one of the local rank."""
-    local = os.environ.get("LOCAL_RANK")
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return f"cuda:{local}" if several and device == "cuda" and local is not None else device
+    """The device of this process: with several on GPUs, "cuda" is the one of the local rank.
 
-
-def sharding_asked() -> bool:
-    """Whether `accelerate launch` was configured for FSDP."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes")
+    Raises:
+        ConfigError: all processes would use one GPU.
+    """
+    if launched_count() > 1 and device.startswith("cuda:"):
+        raise ConfigError(
+            f"device is {device!r} for {launched_count()} processes; give cuda: each takes a GPU of its own"
+        )
+    return f"cuda:{local_rank()}" if launched_count() > 1 and device == "cuda" else device
 
 
 def share(total: int, processes: Processes) -> range:
@@ -193,16 +187,13 @@ def share(total: int, processes: Processes) -> range:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """A connection that breaks is a process that is gone."""
+    """A connection that breaks is a process that is gone; a lack of memory is this one's own."""
     try:
         yield
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise OtherProcess(
-            f"another process of this run is gone ({_first_line(error)}); see its own message, then go on with "
+            f"another process of this run is gone ({first_line(error)}); see its own message, then go on with "
             "--resume_from_checkpoint latest"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines: Any = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

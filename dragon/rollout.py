@@ -20,8 +20,7 @@ import torch
 from dragon.aside import Aside
 from dragon.batching import Batching
 from dragon.errors import ShapeError
-from dragon.learner import check_finite
-from dragon.media import Generation, Media
+from dragon.media import Generation, Media, check_finite
 from dragon.processes import Processes
 from dragon.protocols import Policy
 from dragon.sharding import is_sharded
@@ -69,7 +68,7 @@ class Judged:
         """All samples, one after another."""
         return Judged(
             Generation.cat([part.generation for part in parts]),
-            cat_media([part.media for part in parts]),
+            Media.cat([part.media for part in parts]),
             Verdicts.cat([part.verdicts for part in parts]),
         )
 
@@ -109,8 +108,9 @@ class Rollout:
     ) -> Iterator[Judged]:
         """Batch by batch, one sample for each prompt, seed and value of `columns`.
 
-        rows: those that this process draws; None: all. Without any it still draws row 0 and drops it: it then knows
-        the shapes of what processes gather. most: rows of the process that has most of them.
+        rows: those that this process draws; None: all. A process with no rows samples row 0 and discards it, to learn
+        the shapes of the tensors that are gathered. most: the largest number of rows of any process, which sharded
+        weights need.
 
         Raises:
             NotFinite: a sample or a clip is; names its prompt and seed. ShapeError: `decode` changes the prompts.
@@ -170,25 +170,13 @@ class Rollout:
         return {"rollout": self._sampling, "decode": self._decoding, "score": self._judging}
 
     def _decoded(self, made: Generation) -> Media:
-        media = cat_media(self._decoding.run(len(made), lambda rows: self._policy.decode(_part(made, rows))))
+        media = Media.cat(self._decoding.run(len(made), lambda rows: self._policy.decode(_part(made, rows))))
         if media.prompts != made.prompts:
             raise ShapeError(
                 f"policy.decode gave prompts {media.prompts[:2]}...; expected those of its generation, in order"
             )
         check_finite("a decoded clip", media.tensor, made)
         return media
-
-
-def cat_media(parts: Sequence[Media]) -> Media:
-    """All clips, one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    return replace(
-        parts[0],
-        tensor=torch.cat([part.tensor for part in parts]),
-        prompts=tuple(prompt for part in parts for prompt in part.prompts),
-        columns={name: tuple(v for part in parts for v in part.columns[name]) for name in parts[0].columns},
-    )
 
 
 def _slice(rows: range) -> slice:

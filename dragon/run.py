@@ -19,14 +19,16 @@ from dragon.build import Run, build_policy, build_run
 from dragon.collect import Progress
 from dragon.config import TrainConfig, from_dict, read_yaml
 from dragon.errors import ConfigError
-from dragon.evaluate import Evaluation, evaluate
+from dragon.evaluate import Evaluation
 from dragon.files import writing
 from dragon.interrupts import one_interrupt
-from dragon.processes import Alone, Processes, launched, local_device, sharding_asked
-from dragon.protocols import Policy
+from dragon.launch import sharding_asked
+from dragon.processes import Alone, Processes, launched, local_device
+from dragon.policy.storing import weights_writer
+from dragon.protocols import Policy, ShardablePolicy
 from dragon.report import write_evaluation, write_report
 from dragon.runfolder import Start, check_folder, describe, open_folder, what_cannot_be_equal
-from dragon.steps import Interrupted, learn, write_weights
+from dragon.steps import Interrupted, learn
 
 __all__ = ["Interrupted", "load_tuned", "measure", "notices", "read_run", "reevaluate", "train", "tuned_folder"]
 
@@ -57,7 +59,7 @@ def train(
             run = build_run(replace(config, device=local_device(config.device)))
         _check_same_start(start, processes)
         if sharding_asked():
-            _spread(run.policy)
+            _shard(run.policy)
         with processes.together():
             trainer = run.trainer(processes)
             if start.checkpoint is not None:
@@ -80,12 +82,13 @@ def train(
                 progress=progress,
             )
         weights = trainer.ema_weights()
-        if trainer.step > (start.checkpoint.step if start.checkpoint else -1) or not (start.folder / "final").is_dir():
+        final, began = start.folder / "final", start.checkpoint.step if start.checkpoint else -1
+        # as the main process sees it: another might look when the folder is there already
+        if processes.gather_values(trainer.step > began or not final.is_dir())[0]:
+            write = weights_writer(run.policy, weights)
             with processes.together():
                 if processes.main:
-                    save_final(run.policy, weights, start.folder / "final")
-                elif sharding_asked():
-                    write_weights(run.policy, weights, start.folder)
+                    save_final(write, final, needed=sum(value.nbytes for value in weights.values()))
         return measure(run, start.folder, weights, say, progress, processes)
 
 
@@ -100,23 +103,13 @@ def measure(
     """Evaluates `weights` (None: the policy's own) against the start; writes numbers, clips, pictures and page."""
     wanted = run.config.evaluation
     say(f"evaluating {len(run.eval_prompts)} held-out prompts, {wanted.samples_per_prompt} samples each, on both sides")
-    result = evaluate(
-        run.policy,
-        run.evaluated(),
-        {weighted.reward.name for weighted in run.rewards},
-        run.eval_prompts.prompts,
+    result = run.evaluate(
+        run.eval_prompts,
+        weights,
         samples_per_prompt=wanted.samples_per_prompt,
-        steps=wanted.steps,
-        guidance=wanted.guidance,
-        seed=wanted.seed,
-        tuned_weights=weights,
-        diversity=run.diversity,
-        columns=run.eval_prompts.columns,
-        batch_size=run.config.rollout.batch_size,
-        keep=wanted.keep_samples,
         set_size=wanted.set_size,
+        keep=wanted.keep_samples,
         progress=progress,
-        reward_timeout=run.config.rollout.reward_timeout,
         processes=processes,
     )
     with processes.together():
@@ -168,19 +161,21 @@ def tuned_folder(folder: Path) -> Path:
     raise ConfigError(f"{str(folder)!r} holds neither final/ nor a checkpoint: nothing was tuned yet; train first")
 
 
-def save_final(policy: Policy, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Writes the tuned weights beside `folder` and renames, so that it is complete as soon as it is there.
+def save_final(write: Callable[[Path], None], folder: Path, needed: int) -> None:
+    """Has the tuned weights written beside `folder` and renames, so that it is complete as soon as it is there.
+
+    write: see `weights_writer`. needed: bytes, for the message.
 
     Raises:
         Unwritable: a full disk or the like; what was there before stays.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     hint = "the last checkpoint is whole; make room, then go on with --resume_from_checkpoint latest"
-    with writing("the tuned weights", folder, hint, sum(value.nbytes for value in weights.values())):
+    with writing("the tuned weights", folder, hint, needed):
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
-            write_weights(policy, weights, partial)
+            write(partial)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -208,13 +203,12 @@ def notices(run: Run, start: Start | None = None, made_with: Mapping[str, object
 
 
 def _shard(policy: Policy) -> None:
-    shard = getattr(policy, "shard", None)
-    if shard is None:
+    if not isinstance(policy, ShardablePolicy):
         raise ConfigError(
-            f"policy {policy.name!r} has no `shard()`, which FSDP needs (dragon/policy/base.py has one); launch "
-            "without --use_fsdp"
+            f"policy {policy.name!r} lacks one of shard(), stored() and write() (dragon.protocols.ShardablePolicy), so "
+            "its weights cannot be sharded; launch without FSDP (configs/accelerate/gpu8_ddp.yaml)"
         )
-    shard()
+    policy.shard()
 
 
 def _check_same_start(start: Start, processes: Processes) -> None:
@@ -225,17 +219,6 @@ def _check_same_start(start: Start, processes: Processes) -> None:
             f"the processes find checkpoints of steps {steps} in {str(start.folder)!r}; expected one: output_dir must "
             "be a folder that all machines share"
         )
-
-
-def _spread(policy: Policy) -> None:
-    """The weights over all processes."""
-    spread = getattr(policy, "shard", None)
-    if spread is None:
-        raise ConfigError(
-            f"{type(policy).__name__} has no shard(), so its weights cannot be spread; launch without FSDP "
-            "(configs/accelerate/gpu8_ddp.yaml)"
-        )
-    spread()
 
 
 def _silent(text: str) -> None:

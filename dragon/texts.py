@@ -32,6 +32,11 @@ def short(value: object, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def literal(text: object) -> str:
     """For a title, axis or legend of matplotlib: on one line and cut, as it is and not as a formula, never hidden."""
     line = " ".join(shown(text).split())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dragon.aside import NotDone, within
-from dragon.batching import out_of_memory
+from dragon.batching import Batching, out_of_memory
 from dragon.errors import DragonError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.processes import Processes
@@ -105,6 +105,49 @@ def verdicts(
     return Verdicts(scores, features, peaks, seconds)
 
 
+def batched(
+    rewards: Mapping[str, InstanceReward | SetReward],
+    media: Media,
+    seeds: Sequence[int],
+    batching: Batching,
+    *,
+    timeout: float = 0.0,
+) -> Verdicts:
+    """`verdicts` of all clips, in batches.
+
+    Raises:
+        OutOfMemory: one clip does not fit. What `verdicts` raises.
+    """
+
+    def said(rows: range) -> Verdicts:
+        return verdicts(rewards, media.rows(rows), seeds[rows.start : rows.stop], timeout=timeout)
+
+    return Verdicts.cat(batching.run(len(media), said))
+
+
+def set_scores(name: str, reward: SetReward, features: Tensor, sets: Sequence[Tensor]) -> list[float]:
+    """Scores of sets of rows of `features` (b, s, f); the sets are of one size.
+
+    Raises:
+        PluginError: the reward raised. NotFinite: it gave something else than one finite score a set.
+    """
+    try:
+        values = reward.score_sets(features, torch.stack(list(sets))).double().cpu()
+    except DragonError:
+        raise
+    except Exception as error:  # a reward may raise anything; its author needs to see what
+        raise PluginError(
+            f"set reward {name!r} raised {type(error).__name__}: {error} for {len(sets)} sets of {len(sets[0])} "
+            "clips; mend the reward"
+        ) from error
+    if values.shape != (len(sets),) or not bool(values.isfinite().all()):
+        raise NotFinite(
+            f"set reward {name!r} gave {values.tolist()} for {len(sets)} sets of {len(sets[0])} clips; "
+            "expected one finite score a set; mend the reward"
+        )
+    return [float(value) for value in values]
+
+
 @dataclass(frozen=True)
 class _Clips:
     """A batch, and how its clips are named in messages."""
@@ -129,9 +172,7 @@ def _scores(name: str, reward: InstanceReward, clips: _Clips, timeout: float) ->
     scores = _tensor(_asked(who, lambda: reward.score(clips.media), clips, timeout), who, expected, clips)
     scores = scores.to("cpu", torch.float64)
     if scores.shape != (len(clips),):
-        raise PluginError(
-            f"{who} returned scores of shape {tuple(scores.shape)} for {len(clips)} clips; expected ({len(clips)},)"
-        )
+        raise PluginError(f"{who} returned scores of shape {tuple(scores.shape)} for {clips}; expected ({len(clips)},)")
     bad = scores.isinf() if reward.abstains else ~scores.isfinite()
     if bad.any():
         row = int(bad.nonzero()[0])

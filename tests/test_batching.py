@@ -8,7 +8,8 @@ import weakref
 import pytest
 import torch
 
-from dragon.batching import Batching, OutOfMemory, out_of_memory
+from dragon.batching import Batching, out_of_memory
+from dragon.errors import OutOfMemory
 
 
 def rows_of(batching: Batching, rows: int, room: int, error: type[BaseException] = MemoryError) -> list[range]:

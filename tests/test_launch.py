@@ -12,7 +12,7 @@ import pytest
 
 from dragon import checkpoint
 from dragon.cli import main
-from dragon.processes import sharding_asked
+from dragon.launch import sharding_asked
 
 
 @pytest.fixture
@@ -68,9 +68,18 @@ def test_a_launch_that_would_start_one_process_in_silence_is_refused(tmp_path: P
     assert main(["train", "run.yaml", "--dry_run"]) == 0
 
 
-@pytest.mark.parametrize(("rank", "said"), [("0", True), ("1", False)])
-def test_a_mistake_that_all_processes_find_is_said_by_the_main_one(monkeypatch, capsys, rank: str, said: bool) -> None:
-    monkeypatch.setenv("RANK", rank)
+@pytest.mark.parametrize(
+    ("count", "rank", "local", "said"),
+    [
+        ("8", "0", "0", True),
+        ("8", "1", "1", False),
+        ("8", "4", "0", True),  # another machine: the main process may not have found it
+        ("", "3", "3", True),  # left behind by a scheduler: there is no launch
+    ],
+)
+def test_a_mistake_in_a_configuration_is_said_once_a_machine(monkeypatch, capsys, count, rank, local, said) -> None:
+    for name, value in {"WORLD_SIZE": count, "RANK": rank, "LOCAL_RANK": local}.items():
+        monkeypatch.setenv(name, value)
     assert main(["train", "nowhere.yaml"]) == 2
     assert ("no configuration file" in capsys.readouterr().err) is said
 
@@ -84,6 +93,7 @@ def test_an_error_that_the_main_process_cannot_know_is_said_with_its_number(monk
 
     monkeypatch.setattr(plugins, "run", broken)
     monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert main(["plugins"]) == 2
     assert capsys.readouterr().err == "dragon plugins: process 3: a score is nan\n"
 

@@ -20,7 +20,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "learner",
         "pool",
         "loss_scale",
-        "batching",
         "aside",
         "verdicts",
         "rollout",
@@ -37,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "policy", "contrast", "objectives", "callbacks", "mini", "synther"),
     ("protocols", "media", "audio", "registry", "processes", "sharding"),
     ("diffusion",),
-    ("errors", "faults", "files", "interrupts", "tables", "texts", "weights"),
+    ("errors", "batching", "launch", "faults", "files", "interrupts", "tables", "texts", "weights"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

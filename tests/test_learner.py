@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from dragon.batching import OutOfMemory
-from dragon.errors import ConfigError, NotFinite
+from dragon.errors import ConfigError, NotFinite, OutOfMemory
 from dragon.learner import Learner, Update
 from dragon.loss_scale import LossScale
 from dragon.media import Cond, Generation

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from dragon.collect import collect, draw_seeds
 from dragon.contrast import Influence, Pairs, Swap, all_pairs, best_worst
-from dragon.errors import ConfigError, DragonError, NotFinite, PluginError
+from dragon.errors import ConfigError, DragonError, NotFinite, OtherProcess, PluginError
 from dragon.media import Media
 from dragon.objectives import DPO, KTO, NFT, BestOfK
-from dragon.processes import Alone, OtherProcess, Processes, launched, local_device, share
+from dragon.processes import Alone, Processes, _peers, launched, local_device, share
 from dragon.sharding import whole
 from dragon.trainer import StepReport, Trainer
 from tests.test_learner_processes import Meeting, Thread
@@ -216,7 +216,16 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(launched("cpu"), Alone) and local_device("cuda") == "cuda"
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (local_device("cuda"), local_device("cuda:0"), local_device("cpu")) == ("cuda:1", "cuda:0", "cpu")
+    assert (local_device("cuda"), local_device("cpu")) == ("cuda:1", "cpu")
+    with pytest.raises(ConfigError, match="'cuda:0' for 2 processes; give cuda"):  # all of them on one GPU
+        local_device("cuda:0")
+
+
+def test_memory_that_runs_out_in_an_exchange_is_no_other_processs_fault() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory"), _peers():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    with pytest.raises(OtherProcess, match="Connection closed by peer"), _peers():
+        raise RuntimeError("Connection closed by peer [127.0.0.1]")
 
 
 def test_sharding_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,9 +328,9 @@ def test_two_real_processes_equal_one(case: str, tmp_path: Path, root: Path) -> 
 @pytest.mark.parametrize(
     ("case", "statuses", "first", "second"),
     [
-        ("one_raises", [2, 2], "process 1 of 2 has stopped: PluginError: reward 'height' raised ValueError: no more",
+        ("one_raises", [1, 2], "process 1 of 2 has stopped: PluginError: reward 'height' raised ValueError: no more",
          "reward 'height' raised ValueError: no more of these for 6 clips, the first for prompt"),
-        ("one_is_killed", [2, -9], "another process of this run is gone", ""),
+        ("one_is_killed", [1, -9], "another process of this run is gone", ""),
     ],
 )  # fmt: skip
 def test_no_process_waits_for_one_that_has_stopped(

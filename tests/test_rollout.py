@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dragon.batching import OutOfMemory
-from dragon.errors import NotFinite, PluginError
+from dragon.errors import NotFinite, OutOfMemory, PluginError
 from dragon.media import Generation, Media
 from dragon.policy.toy import ToyPolicy
 from dragon.rollout import Judged, Rollout, Stopwatch

@@ -88,7 +88,7 @@ def test_another_number_of_scores_is_refused(wrong: Any) -> None:
     shape = tuple(torch.as_tensor(wrong).shape)
     with pytest.raises(PluginError) as caught:
         asked(Says(lambda media: wrong))
-    assert f"returned scores of shape {shape} for 3 clips; expected (3,)" in str(caught.value)
+    assert f"returned scores of shape {shape} for 3 clips, the first for prompt" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
