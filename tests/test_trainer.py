@@ -530,7 +530,7 @@ def test_scoring_beside_sampling_changes_no_bit_of_a_run() -> None:
         (lambda points, media: time.sleep(60), PluginError, "reward 'height' took more than 0.3 seconds for 12 clips"),
         (lambda points, media: 1 / 0, PluginError, "reward 'height' raised ZeroDivisionError: division by zero for 12"),
         (lambda points, media: None, PluginError, "reward 'height' returned None for 12 clips, the first for prompt"),
-        (lambda points, media: points[1:, 0], PluginError, r"scores of shape \(11,\) for 12 clips, the first for .*; expected \(12,\)"),
+        (lambda points, media: points[1:, 0], PluginError, r"of shape \(11,\) for 12 clips, .*; expected \(12,\)"),
     ],
 )  # fmt: skip
 def test_a_reward_that_fails_ends_the_step_and_leaves_the_state(
