@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -33,13 +33,14 @@ class Batching:
         self._what, self._setting, self._fixed = what, setting, fixed
 
     @property
-    def halved(self) -> int:
-        """The size, once it is no longer the one asked for; else 0. What a checkpoint keeps."""
-        return self.size if self.size < self.asked else 0
+    def halved(self) -> list[int]:
+        """[size asked for, size that fits] once they differ; else empty. What a checkpoint keeps."""
+        return [self.asked, self.size] if self.size < self.asked else []
 
-    def restore(self, halved: int) -> None:
-        """Goes on with a size that was found before."""
-        self.size = min(self.size, halved or self.size)
+    def restore(self, halved: Sequence[int]) -> None:
+        """Goes on with a size that was found before; not where another one is asked for now."""
+        if halved and halved[0] == self.asked:
+            self.size = min(self.size, halved[1])
 
     def run(self, rows: int, function: Callable[[range], T], *, calls: int = 0) -> list[T]:
         """What `function` gives for each batch of rows 0 ... rows - 1, in order; `calls` as for `each`."""

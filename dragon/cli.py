@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from dragon.errors import ConfigError, DragonError, OtherProcess
-from dragon.launch import launched_rank, local_rank
+from dragon.launch import launched_count, launched_rank, local_rank
 from dragon.texts import short, shown
 
 COMMANDS = {
@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dragon {command}: {_by_whom()}{text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
+        if launched_count() > 1:  # a launcher sends a second signal while this process ends
+            _ignore_signals()
         if launched_rank() == 0:
             print(f"dragon {command}: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
@@ -119,6 +121,15 @@ def _stop_on_sigterm() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _ignore_signals() -> None:
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:

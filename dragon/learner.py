@@ -180,7 +180,7 @@ class Learner:
         _check_same_weights(state["weights"], self.parameters)
         self.updates = int(state["updates"])
         self.skipped = int(state.get("skipped", 0))  # absent, as are micro_batch and scale, in those of version 0.1
-        self._batching.restore(int(state.get("micro_batch", 0)))
+        self._batching.restore(state.get("micro_batch", ()))
         with torch.no_grad():
             for name, value in self._as_weights(state["weights"]).items():
                 self.parameters[name].copy_(value)

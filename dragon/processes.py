@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from dragon.batching import out_of_memory
-from dragon.errors import ConfigError, OtherProcess
+from dragon.errors import ConfigError, OtherProcess, PluginError
 from dragon.launch import launched_count, local_rank, sharding_asked
 from dragon.texts import first_line
 
 T = TypeVar("T")
+
+_BUCKET = 2**24
+"""Numbers that are summed over processes in one message: 64 MB of float32."""
 
 
 class Processes(Protocol):
@@ -105,7 +108,13 @@ class Launched:
         """(n, ...) by rank."""
         from accelerate.utils import gather
 
-        counts = self.gather_values(len(rows))
+        told = self.gather_values((len(rows), tuple(rows.shape[1:]), str(rows.dtype)))
+        if len({(shape, dtype) for _, shape, dtype in told}) > 1:
+            raise PluginError(
+                f"the processes hold rows of different kinds, (rows, shape, type) {told}; expected one shape and type: "
+                "a reward or a policy gives others for another batch"
+            )
+        counts = [count for count, *_ in told]
         most = max(counts)
         if most == 0:
             return rows
@@ -125,17 +134,14 @@ class Launched:
         return found
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """In place, all of one type in one message."""
-        if not tensors:
-            return
-        flat = torch.cat([tensor.detach().flatten() for tensor in tensors]).to(self._state.device)
-        with _peers():
-            torch.distributed.all_reduce(flat)
-        place = 0
-        with torch.no_grad():
-            for tensor in tensors:
-                tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
-                place += tensor.numel()
+        """In place, many in one message."""
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.detach().flatten() for tensor in bucket]).to(self._state.device)
+            with _peers():
+                torch.distributed.all_reduce(flat)
+            with torch.no_grad():
+                for tensor, total in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+                    tensor.copy_(total.view_as(tensor))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -183,6 +189,18 @@ def share(total: int, processes: Processes) -> range:
     each, more = divmod(total, processes.count)
     start = processes.rank * each + min(processes.rank, more)
     return range(start, start + each + (processes.rank < more))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, as many together as `_BUCKET` numbers hold: few messages, and little memory beside them."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(t.numel() for t in bucket) + tensor.numel() > _BUCKET:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
 
 
 @contextmanager

@@ -157,14 +157,14 @@ class Rollout:
             if waiting:
                 waiting.settle(_PATIENCE)
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, list[int]]:
         """The sizes that were halved."""
         return {name: batching.halved for name, batching in self._batchings().items() if batching.halved}
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
         """Goes on with these sizes."""
         for name, batching in self._batchings().items():
-            batching.restore(state.get(name, 0))
+            batching.restore(state.get(name, ()))
 
     def _batchings(self) -> dict[str, Batching]:
         return {"rollout": self._sampling, "decode": self._decoding, "score": self._judging}

@@ -8,8 +8,8 @@ and the model learns their contrast against its frozen start. The loop, its defa
 beta are this project's reconstruction; no code was published.
 
 Randomness: every number drawn comes from (seed, step, purpose), so that a resumed run equals an unbroken one to the
-bit on the CPU, and no result depends on `batch_size`. A step happens wholly or not at all: an interrupt or an error
-inside it puts the state of the last whole step back.
+bit on the CPU, and no result depends on `batch_size` but by rounding. A step happens wholly or not at all: an interrupt
+or an error inside it puts the state of the last whole step back.
 """
 
 from __future__ import annotations
@@ -215,6 +215,7 @@ class Trainer:
         self.step = 0
         self._replay: list[PairPool] = []
         self._silence_told = False
+        self._before: dict[str, Any] | None = None  # the last whole step, while another is made
 
     @property
     def objective(self) -> Objective:
@@ -228,6 +229,8 @@ class Trainer:
 
         Raises:
             NotFinite: a score, sample, prediction, loss or gradient; names part, prompt and seed.
+            PluginError: a reward broke its contract. OutOfMemory: a single row does not fit.
+            OtherProcess: another process of the run has stopped.
         """
         last = self.settings.max_steps if steps is None else min(self.step + steps, self.settings.max_steps)
         while self.step < last:
@@ -251,6 +254,7 @@ class Trainer:
             **self.scoring.state_dict(),
             "replay": [pool.state_dict() for pool in self._replay],
             "rollout": self.rollout.state_dict(),
+            "silence_told": self._silence_told,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], anew: frozenset[str] = frozenset()) -> None:
@@ -272,6 +276,7 @@ class Trainer:
         replay = [] if "rewards" in anew else state["replay"]
         self._replay = [PairPool.from_state(pool, self.learner.device) for pool in replay]
         self.rollout.load_state_dict(state.get("rollout", {}))
+        self._silence_told = bool(state.get("silence_told", False))
         self.step = int(state["step"])
 
     # One step, in order.
@@ -419,13 +424,20 @@ class Trainer:
 
         Costs one copy of weights, moments and averages in main memory (of sharded ones, of the share, on the device).
         """
-        before = self.state_dict(shares=True)
+        self._before = self.state_dict(shares=True)
         with _global_numbers(_derived(self.settings.seed, self.step, "global"), self.learner.device):
             try:
                 yield
+                self._before = None
             except BaseException:
-                self.load_state_dict(before)
+                self.go_back()
                 raise
+
+    def go_back(self) -> None:
+        """Puts the last whole step back if one was broken off; again, if a signal broke that off, too."""
+        if self._before is not None:
+            self.load_state_dict(self._before)
+            self._before = None
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def test_a_size_is_halved_for_good_and_said_once_a_halving(error: type[BaseExcep
     batching = Batching(32, "roll-out")
     with pytest.warns(UserWarning, match="out of memory in a roll-out of") as told:
         found = rows_of(batching, 40, 8, error)
-    assert [len(batch) for batch in found] == [8] * 5 and len(told) == 2 and batching.size == batching.halved == 8
+    assert [len(batch) for batch in found] == [8] * 5 and len(told) == 2 and batching.halved == [32, 8]
     assert "of 32 rows; going on with 16 (set rollout.batch_size" in str(told[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -93,7 +93,8 @@ def test_calls_beyond_the_rows_are_made_and_dropped() -> None:
 
 def test_a_size_found_before_is_taken_over() -> None:
     batching = Batching(32)
-    batching.restore(0)
-    assert (batching.size, batching.halved) == (32, 0)
-    batching.restore(8)
-    assert (batching.size, batching.halved) == (8, 8)
+    for nothing in ([], [64, 8]):  # another size was asked for then
+        batching.restore(nothing)
+        assert (batching.size, batching.halved) == (32, [])
+    batching.restore([32, 8])
+    assert (batching.size, batching.halved) == (8, [32, 8])

@@ -30,7 +30,7 @@ from dragon.contrast import Influence, Pairs, Swap, all_pairs, best_worst
 from dragon.errors import ConfigError, DragonError, NotFinite, OtherProcess, PluginError
 from dragon.media import Media
 from dragon.objectives import DPO, KTO, NFT, BestOfK
-from dragon.processes import Alone, Processes, _peers, launched, local_device, share
+from dragon.processes import Alone, Launched, Processes, _buckets, _peers, launched, local_device, share
 from dragon.sharding import whole
 from dragon.trainer import StepReport, Trainer
 from tests.test_learner_processes import Meeting, Thread
@@ -226,6 +226,21 @@ def test_memory_that_runs_out_in_an_exchange_is_no_other_processs_fault() -> Non
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
     with pytest.raises(OtherProcess, match="Connection closed by peer"), _peers():
         raise RuntimeError("Connection closed by peer [127.0.0.1]")
+
+
+def test_rows_of_another_shape_in_another_process_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Launched.__new__(Launched)
+    monkeypatch.setattr(one, "gather_values", lambda mine: [mine, (2, (12, 4), "torch.float32")], raising=False)
+    with pytest.raises(PluginError, match=r"rows of different kinds, .*\(10, 4\).*\(12, 4\)"):
+        one.gather(torch.zeros(2, 10, 4))
+
+
+def test_many_tensors_are_summed_in_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dragon.processes._BUCKET", 10)
+    sizes = [3, 7, 1, 25, 4]
+    buckets = [[len(t) for t in bucket] for bucket in _buckets([torch.zeros(n) for n in sizes])]
+    assert buckets == [[3, 7], [1], [25], [4]]
+    assert not list(_buckets([]))
 
 
 def test_sharding_on_a_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
