@@ -30,10 +30,10 @@ from dragon.config import TrainConfig, to_dict, trackers
 from dragon.contrast import Influence, Swap
 from dragon.evaluate import compare
 from dragon.files import readable, room, size_on_disk
+from dragon.policy.storing import weights_writer
 from dragon.probe import PROMPTS as PROBE_PROMPTS
 from dragon.protocols import SetReward
 from dragon.report import write_evaluation, write_report
-from dragon.steps import write_weights
 from dragon.track import JsonLines, TensorBoard
 from dragon.trainer import StepReport, Trainer
 from dragon.verdicts import Verdicts, verdicts
@@ -164,7 +164,7 @@ def _save(run: Run, trainer: Trainer, report: StepReport, folder: Path, watch: d
             trainer.step,
             state,
             to_dict(config),
-            extra=lambda partial: write_weights(run.policy, weights, partial / "weights"),
+            extra=lambda partial: weights_writer(run.policy, weights)(partial / "weights"),
         )
     pools = state["replay"]
     later = (config.update.replay_steps - len(pools)) * sum(map(_bytes, pools)) // max(1, len(pools))

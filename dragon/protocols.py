@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor
 from torch.nn import Parameter
@@ -148,8 +148,15 @@ class Noising:
     noise: Tensor
 
 
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
 class Policy(Protocol):
-    """A conditional diffusion model that can be sampled and trained."""
+    """A conditional diffusion model that can be sampled and trained.
+
+    A policy may also have `precision`, the number format that its network runs in, "float32" if it has none: with
+    "float16" the learner scales the loss. To be trained with sharded weights it is a `ShardablePolicy`.
+    """
 
     @property
     def name(self) -> str: ...
@@ -196,6 +203,23 @@ class Policy(Protocol):
 
     def load(self, folder: str) -> None:
         """Reads what `save` wrote."""
+        ...
+
+
+@runtime_checkable
+class ShardablePolicy(Policy, Protocol):
+    """A policy whose weights can be sharded over processes (FSDP), which then make all calls but `write` together."""
+
+    def shard(self) -> None:
+        """Shards the weights over all processes (`dragon.sharding.shard`); `trainable()` is new afterwards."""
+        ...
+
+    def stored(self) -> dict[str, Tensor]:
+        """What `save` would write, whole and on the CPU; of sharded weights on the first process, else empty."""
+        ...
+
+    def write(self, stored: Mapping[str, Tensor], folder: str) -> None:
+        """Writes what `stored` gave as `save` would; one process calls it, so it must not call the others."""
         ...
 
 

@@ -23,8 +23,8 @@ from dragon.evaluate import Evaluation
 from dragon.files import writing
 from dragon.interrupts import one_interrupt
 from dragon.launch import sharding_asked
-from dragon.processes import Alone, Processes, launched, local_device
 from dragon.policy.storing import weights_writer
+from dragon.processes import Alone, Processes, launched, local_device
 from dragon.protocols import Policy, ShardablePolicy
 from dragon.report import write_evaluation, write_report
 from dragon.runfolder import Start, check_folder, describe, open_folder, what_cannot_be_equal

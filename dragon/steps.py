@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dragon import checkpoint
 from dragon.build import Run
@@ -21,9 +20,9 @@ from dragon.collect import Progress
 from dragon.config import TrainConfig, to_dict, trackers
 from dragon.files import writing
 from dragon.interrupts import Interrupts
+from dragon.policy.storing import weights_writer
 from dragon.probe import Probe
 from dragon.processes import Processes
-from dragon.protocols import Policy
 from dragon.runfolder import Start
 from dragon.sharding import is_sharded
 from dragon.track import JsonLines, ProgressLine, TensorBoard, Tracker, WandB, tracking
@@ -57,7 +56,7 @@ def learn(
     probe = Probe(run, start.folder / "probes.jsonl", processes, say, progress, after=trainer.step)
     if start.checkpoint is not None:
         load_callbacks_state(run.callbacks, start.checkpoint.state.get("callbacks", ()))  # type: ignore[arg-type]
-    # spread weights need all processes to be saved, so that none of them may leave in the middle of a step
+    # sharded weights need all processes to be saved, so that none of them may leave in the middle of a step
     with (
         interrupts.held() if save.sharded else nullcontext(),
         _logging(_trackers(config, trainer, start.folder) if processes.main else [], start.folder) as tracker,
@@ -73,8 +72,7 @@ def learn(
                     probe(trainer.step, trainer.ema_weights())
                 save.score = probe.score if config.eval_steps else _mean(save.rewards)
                 if _due(config.save_steps, trainer.step):
-                    with processes.together():
-                        save()
+                    save()
                 reason = processes.gather_values(reason)[0]
                 if reason:
                     say(f"stopped after step {trainer.step}: {reason}")
@@ -82,24 +80,17 @@ def learn(
                 if save.sharded and any(processes.gather_values(interrupts.arrived)):
                     raise KeyboardInterrupt
             if save.step != trainer.step:
-                with processes.together():
-                    save()
+                save()
         except KeyboardInterrupt:
             raise Interrupted(save.on_interrupt()) from None
         except Exception:
             if processes.main and not save.sharded and not save.failed and trainer.step not in (0, save.step):
-                say(f"the last whole step was saved: {save()}")
+                say(f"the last whole step was saved: {save(alone=True)}")
             raise
 
 
-def write_weights(policy: Policy, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Stores `weights` in the policy's own format; spread ones by a call in every process, of which one writes."""
-    with policy.weights(weights):
-        policy.save(str(folder))
-
-
 class _Saver:
-    """Writes checkpoints, in the main process; the others take part where the weights are spread.
+    """Writes checkpoints, in the main process, once all have gathered what it writes of sharded weights.
 
     score: how good the present weights are: the mean held-out win rate of the rewards that are trained on at the last
     probe; without probes the mean reward of the steps since the last checkpoint. The latter compares the training
@@ -125,35 +116,43 @@ class _Saver:
         self.score, self.failed = math.nan, False
         self.rewards: list[float] = []
 
-    def __call__(self) -> Path:
-        """The checkpoint of the present step; a signal meanwhile waits until it is complete."""
-        trainer, self.failed = self._trainer, True
-        place = self._folder / f"step-{trainer.step:06d}"
+    def __call__(self, alone: bool = False) -> Path:
+        """The checkpoint of the present step, a call of all processes; a signal waits until it is complete.
+
+        alone: of the main process, which cannot count on the others; not with sharded weights.
+        """
+        self.failed = True
         with self._interrupts.held():
-            if self._processes.main or self.sharded:
-                state, weights = trainer.state_dict(), trainer.ema_weights()
-            if self._processes.main:
-                checkpoint.save(
-                    self._folder,
-                    trainer.step,
-                    state | {"callbacks": callbacks_state(self._run.callbacks)},
-                    to_dict(self._config),
-                    versions=self._made_with,
-                    score=self.score,
-                    keep=self._config.save_total_limit,
-                    extra=lambda partial: write_weights(self._run.policy, weights, partial / "weights"),
-                )
-            elif self.sharded:
-                write_weights(self._run.policy, weights, place)
-            self.step, self.rewards, self.failed = trainer.step, [], False
-        return place
+            gathered = self._gathered() if self.sharded else None  # by all, before one of them writes and may fail
+            with nullcontext() if alone else self._processes.together():
+                if self._processes.main:
+                    self._write(*(gathered or self._gathered()))
+            self.step, self.rewards, self.failed = self._trainer.step, [], False
+        return self._folder / f"step-{self.step:06d}"
+
+    def _gathered(self) -> tuple[dict[str, object], Callable[[Path], None]]:
+        """The state, and what writes the weights; with sharded ones a call of all processes."""
+        return self._trainer.state_dict(), weights_writer(self._run.policy, self._trainer.ema_weights())
+
+    def _write(self, state: dict[str, object], write_weights: Callable[[Path], None]) -> None:
+        checkpoint.save(
+            self._folder,
+            self._trainer.step,
+            state | {"callbacks": callbacks_state(self._run.callbacks)},
+            to_dict(self._config),
+            versions=self._made_with,
+            score=self.score,
+            keep=self._config.save_total_limit,
+            extra=lambda partial: write_weights(partial / "weights"),
+        )
 
     def on_interrupt(self) -> str:
         """Saves what is not saved yet; where, in words."""
         if self._trainer.step == 0:
             return "interrupted before the first step was done; nothing to save"
         if self._processes.main or self.sharded:
-            place = self._folder / f"step-{self.step:06d}" if self.step == self._trainer.step else self()
+            saved = self.step == self._trainer.step
+            place = self._folder / f"step-{self.step:06d}" if saved else self(alone=not self.sharded)
             return f"interrupted; saved {place}; go on with --resume_from_checkpoint latest"
         return "interrupted"
 

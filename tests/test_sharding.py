@@ -6,6 +6,7 @@ process tells them, and so do two that run this file as a script; the claims com
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -13,16 +14,17 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dragon import run
+from dragon import checkpoint, run
 from dragon.config import from_dict
 from dragon.diffusion import Ema
-from dragon.errors import ConfigError
+from dragon.errors import ConfigError, DragonError
 from dragon.learner import Learner
 from dragon.objectives import KTO, NFT
 from dragon.policy import ToyPolicy
@@ -127,7 +129,8 @@ def story(policy: DiffusionPolicy, folder: Path, processes: Processes) -> dict[s
 def learning(
     policy: DiffusionPolicy, objective: Objective, processes: Processes, learning_rate: float
 ) -> dict[str, Tensor]:
-    """Three updates on five pairs, in micro-batches of two; then a fourth, and the same fourth after a stop."""
+    """Three updates on five pairs, in micro-batches of two; then a fourth, and the same fourth after a stop and after
+    going back."""
 
     def learner() -> Learner:
         return Learner(
@@ -157,10 +160,10 @@ def learning(
     first, second = learner(), learner()
     for step in range(3):
         update(first, step)
-    stored = first.state_dict()
-    for it, when in ((first, "on"), (second, "again")):
-        if it is second:
-            it.load_state_dict(stored)
+    stored = {"again": first.state_dict(), "back": first.state_dict(shares=True)}
+    for it, when in ((first, "on"), (second, "again"), (first, "back")):
+        if when in stored:
+            it.load_state_dict(stored[when])
         update(it, 3)
         state = it.state_dict()
         tensors = {f"{part} {key}": value for part in ("weights", "ema", "old") for key, value in state[part].items()}
@@ -190,9 +193,9 @@ def tell(kind: str, folder: Path, processes: Processes) -> None:
     policy = POLICIES[kind]()
     total = sum(p.numel() for p in policy.trainable().values())
     policy.shard()
-    shares = [p.to_local() for p in policy.trainable().values()]  # type: ignore[attr-defined]
+    shards = [p.to_local() for p in policy.trainable().values()]  # type: ignore[attr-defined]
     told = all_told(kind, folder / "saved", processes)
-    told["held"] = torch.tensor([sum(share.numel() for share in shares), total])
+    told["held"] = torch.tensor([sum(shard.numel() for shard in shards), total])
     save_file({name: value.contiguous() for name, value in told.items()}, folder / f"{processes.rank}.safetensors")
 
 
@@ -219,6 +222,13 @@ class Height:
 """
 
 
+def prepare(folder: Path) -> None:
+    """What a run reads."""
+    (folder / "height.py").write_text(HEIGHT)
+    (folder / "train.txt").write_text("left\nright\nup\n")
+    (folder / "test.txt").write_text("up\ndown\n" * 2)
+
+
 def train(name: str, processes: Processes, **changes: object) -> None:
     """A run of the toy in the present folder: one of two processes, asked to shard."""
     run.train(from_dict({**RUN, "output_dir": name, **changes}), say=lambda text: None, processes=processes)
@@ -232,6 +242,36 @@ def run_sharded(folder: Path, processes: Processes) -> None:
     train("stopped", processes, max_steps=4, resume_from_checkpoint="latest")
 
 
+FULL_AT = {
+    "checkpoint of step 1": "state.safetensors",
+    "checkpoint of step 1, in the policy's format": "weights/",
+    "the tuned weights": ".final.partial/",
+}
+"""What cannot be written, by the part of its path where the disk is full."""
+
+
+def run_on_a_full_disk(folder: Path, processes: Processes) -> None:
+    """One of two processes: three runs whose first process cannot write; tells what each of them ended with."""
+    import safetensors.torch
+
+    place = ""
+
+    def refused(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        if place in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save_file(tensors, path, metadata)
+
+    run.sharding_asked = lambda: True
+    checkpoint.save_file = safetensors.torch.save_file = refused  # only the first process writes
+    told = {}
+    for number, (what, place) in enumerate(FULL_AT.items()):  # noqa: B007, which does not see `refused`
+        try:
+            train(str(number), processes, max_steps=1)
+        except DragonError as error:
+            told[what] = f"{type(error).__name__}: {error}"
+    (folder / f"{processes.rank}.json").write_text(json.dumps(told))
+
+
 def as_process(rank: int, folder: Path, what: str) -> None:
     """What this file does as a script, as process `rank` of two that meet in `folder`."""
     torch.distributed.init_process_group(
@@ -240,13 +280,15 @@ def as_process(rank: int, folder: Path, what: str) -> None:
     processes = Launched(cpu=True)
     if what == "run":
         run_sharded(folder, processes)
+    elif what == "full disk":
+        run_on_a_full_disk(folder, processes)
     else:
         tell(what, folder, processes)
     torch.distributed.destroy_process_group()
 
 
-def run_two(folder: Path, what: str) -> None:
-    """Both processes, in `folder`; their output if one of them fails."""
+def run_two(folder: Path, what: str, timeout: float = 200) -> None:
+    """Both processes, in `folder`; their output if one of them fails. timeout: of each, in seconds."""
     running = []
     for rank in range(2):
         launch = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -261,7 +303,7 @@ def run_two(folder: Path, what: str) -> None:
         running.append(process)
     try:
         for process in running:
-            said, _ = process.communicate(timeout=200)
+            said, _ = process.communicate(timeout=timeout)
             assert process.returncode == 0, said
     finally:
         for process in running:
@@ -274,7 +316,7 @@ KINDS = ["toy", pytest.param("lora", marks=pytest.mark.slow), pytest.param("full
 
 @pytest.fixture(scope="module", params=KINDS)
 def tellings(request, tmp_path_factory) -> tuple[dict[str, Tensor], list[dict[str, Tensor]], Path]:
-    """(of the process that has all weights, of the two that share them, the folder of files saved/ and alone/)."""
+    """(of one process with all weights, of the two with sharded ones, the folder of files saved/ and alone/)."""
     folder = tmp_path_factory.mktemp(request.param)
     run_two(folder, request.param)
     alone = all_told(request.param, folder / "alone", Alone())
@@ -341,10 +383,11 @@ def test_a_learner_of_sharded_weights_equals_one_of_whole_weights(tellings, obje
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_learner_of_sharded_weights_goes_on_from_its_state_to_the_bit(tellings, objective) -> None:
+@pytest.mark.parametrize("when", ["again", "back"])
+def test_a_learner_of_sharded_weights_goes_on_from_its_state_to_the_bit(tellings, objective, when) -> None:
     for told in tellings[1]:
         on = [name for name in told if name.startswith(f"{objective} on ")]
-        assert on and all(torch.equal(told[name], told[name.replace(" on ", " again ", 1)]) for name in on)
+        assert on and all(torch.equal(told[name], told[name.replace(" on ", f" {when} ", 1)]) for name in on)
 
 
 def test_both_processes_see_the_same(tellings) -> None:
@@ -374,9 +417,7 @@ def test_the_first_process_writes_the_files_of_an_unsharded_run(tellings) -> Non
 def test_a_sharded_run_equals_one_of_one_process_and_goes_on_to_the_bit_after_a_stop(tmp_path, monkeypatch) -> None:
     """Prompts and pairs are dealt out unevenly, and still no process waits for calls of the other."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "height.py").write_text(HEIGHT)
-    (tmp_path / "train.txt").write_text("left\nright\nup\n")
-    (tmp_path / "test.txt").write_text("up\ndown\n" * 2)
+    prepare(tmp_path)
     run_two(tmp_path, "run")
     train("alone", Alone(), max_steps=4)
 
@@ -395,6 +436,51 @@ def test_a_sharded_run_equals_one_of_one_process_and_goes_on_to_the_bit_after_a_
     judged = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("alone", "through", "stopped")]
     rates = [found["rewards"]["height"]["win_rate"] for found in judged]
     assert rates[0] == pytest.approx(rates[1]) and rates[1] == rates[2]
+
+
+def test_nothing_is_gathered_while_the_first_process_writes(tmp_path, monkeypatch, one_process) -> None:
+    """So that it may fail there while the others wait for nothing but its word."""
+    from torch.distributed.tensor import DTensor
+
+    written = []
+
+    def watched(write: Callable[..., object]) -> Callable[..., object]:
+        def inside(*arguments: object, **keywords: object) -> object:
+            written.append(write.__name__)
+            with patch.object(DTensor, "full_tensor", side_effect=AssertionError("gathered")):
+                return write(*arguments, **keywords)
+
+        return inside
+
+    for module, name in ((checkpoint, "save"), (run, "save_final")):
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    monkeypatch.setattr(run, "sharding_asked", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    prepare(tmp_path)
+    train("out", Alone(), max_steps=1)
+    assert written == ["save", "save_final"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_sharded_run_in_all_processes_with_the_reason(tmp_path) -> None:
+    """The first process alone fails to write; the other must not be left inside a call of both."""
+    prepare(tmp_path)
+    run_two(tmp_path, "full disk", timeout=60)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first.keys() == second.keys() == FULL_AT.keys()
+    for what in FULL_AT:
+        message = f"Unwritable: {what.split(',')[0]} cannot be written to "
+        assert first[what].startswith(message) and "No space left on device" in first[what]
+        assert second[what] == f"OtherProcess: process 0 of 2 has stopped: {first[what]}"
+    assert not [p for p in tmp_path.rglob("*") if "partial" in p.name]
+
+
+def test_a_policy_that_cannot_be_sharded_is_refused_with_what_it_lacks() -> None:
+    class Whole:
+        name = "whole"
+
+    with pytest.raises(ConfigError, match=r"'whole' lacks one of shard\(\), stored\(\) and write\(\).*gpu8_ddp"):
+        run._shard(Whole())  # type: ignore[arg-type]
 
 
 def test_without_processes_every_function_gives_back_what_it_got() -> None:

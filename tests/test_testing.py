@@ -429,6 +429,29 @@ class MaskOfTheBatch(ToyPolicy):
         return Cond({**cond.tensors, "mask": torch.full((len(prompts), 1), len(prompts) > 1)})
 
 
+class HalfPrecision(ToyPolicy):
+    def __init__(self):
+        super().__init__()
+        self.precision = "half"
+
+
+class WritesAnother(ToyPolicy):
+    def write(self, stored, folder):
+        super().write({name: 2 * value for name, value in stored.items()}, folder)
+
+
+class ShardsOnly:
+    """A policy with `shard` and without what then stores it."""
+
+    def __init__(self):
+        self._toy = ToyPolicy()
+
+    def __getattr__(self, name):
+        if name == "write" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._toy, name)
+
+
 class LosesPrompts(ToyPolicy):
     def decode(self, generation):
         return replace(super().decode(generation), prompts=("",) * len(generation))
@@ -448,6 +471,9 @@ class TestPolicies:
             (WrongTarget, r"target: expected that it gives shape \(4, 2\) .like the latents., not \(4, 1\)"),
             (ShortCond, "encode: expected that it gives one row a prompt"),
             (MaskOfTheBatch, r"encode: expected that it does not depend on the batch .'mask'."),
+            (HalfPrecision, r"precision: expected that it is one of .'float32', 'bfloat16', 'float16'.*, not 'half'"),
+            (WritesAnother, "load: expected that it brings back what `write` wrote"),
+            (ShardsOnly, r"shard: expected that it comes with `stored` and `write`; missing: .'write'."),
             (LosesPrompts, "decode: expected that it keeps the generation's prompts"),
         ],
     )

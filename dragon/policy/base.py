@@ -22,10 +22,9 @@ from dragon.diffusion.scaling import per_row
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.media import Cond, Generation, Media
 from dragon.policy.tuning import Tuning, swapped
-from dragon.protocols import Noising
+from dragon.protocols import Noising, Precision
 
 Sampler = Literal["euler", "heun", "dpmpp_2m"]
-Precision = Literal["float32", "bfloat16", "float16"]
 _SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CACHED_PROMPTS = 4096
@@ -186,8 +185,16 @@ class DiffusionPolicy:
         return self._tuning.trainable()
 
     def shard(self) -> None:
-        """Spreads the denoiser over all processes (`dragon.sharding`); `trainable()` is new afterwards."""
+        """Shards the denoiser over all processes (`dragon.sharding`); `trainable()` is new afterwards."""
         self._tuning.shard()
+
+    def stored(self) -> dict[str, Tensor]:
+        """What `save` would write, whole and on the CPU; with sharded weights a call of all, for the first alone."""
+        return self._tuning.stored()
+
+    def write(self, stored: Mapping[str, Tensor], folder: str) -> None:
+        """Writes what `stored` gave, without other processes; the files are those of `save`."""
+        self._tuning.write(stored, folder)
 
     def save(self, folder: str) -> None:
         """Writes what was trained: an adapter in PEFT's format, or full weights with their config."""

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 from dragon.diffusion import Denoiser, Flow, flow_sigmas, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.base import DiffusionPolicy, Precision, Sampler, torch_device
+from dragon.policy.base import DiffusionPolicy, Sampler, torch_device
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
+from dragon.protocols import Precision
 
 if TYPE_CHECKING:
     from dragon.mini import MiniPipeline

@@ -5,8 +5,8 @@ Knows torch modules and PEFT's LoRA layers, not what the module models. Two kind
 the adapters off; `FullTuning` trains all weights and keeps a copy of the first ones. Everything else is
 frozen and in eval mode, so that no dropout or statistics differ between policy and reference.
 
-Either may be sharded (`dragon.sharding`): then every call of a tuning is made by all processes, and the files that
-the first one writes are those of a run that is not sharded.
+Either may be sharded (`dragon.sharding`): then every call of a tuning but `write` is made by all processes, and the
+files that the first one writes are those of a run that is not sharded.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class Tuning(Protocol):
     def trainable(self) -> dict[str, Parameter]: ...
 
     def reference(self) -> AbstractContextManager[None]: ...
+
+    def stored(self) -> dict[str, Tensor]: ...
+
+    def write(self, stored: Mapping[str, Tensor], folder: str) -> None: ...
 
     def save(self, folder: str) -> None: ...
 
@@ -93,10 +97,18 @@ class LoraTuning:
             for layer, was_off in zip(layers, were_off, strict=True):
                 layer.enable_adapters(not was_off)
 
+    def stored(self) -> dict[str, Tensor]:
+        """The adapter's matrices, whole and on the CPU, by PEFT's names; of sharded ones on the first process alone."""
+        return _stored({_peft_key(name): p for name, p in self._trainable.items()})
+
+    def write(self, stored: Mapping[str, Tensor], folder: str) -> None:
+        """Writes what `stored` gave, without other processes."""
+        _write(stored, folder, ADAPTER_WEIGHTS)
+        self._config.save_pretrained(folder)
+
     def save(self, folder: str) -> None:
         """Writes the adapter in PEFT's format: `PeftModel.from_pretrained(module, folder)` reads it."""
-        if _write({_peft_key(name): p for name, p in self._trainable.items()}, folder, ADAPTER_WEIGHTS):
-            self._config.save_pretrained(folder)
+        _save(self, folder)
 
     def load(self, folder: str) -> None:
         """Reads an adapter of the same rank, alpha and targets.
@@ -116,7 +128,7 @@ class LoraTuning:
         _copy_into(self._trainable, _read(folder, ADAPTER_WEIGHTS), names, folder)
 
     def shard(self) -> None:
-        """Spreads the module, frozen weights too, over all processes; `trainable()` is new afterwards."""
+        """Shards the module, frozen weights too, over all processes; `trainable()` is new afterwards."""
         shard(self._module)
         self._trainable = _trained(self._module)
 
@@ -143,11 +155,19 @@ class FullTuning:
         """Inside it the parameters are the starting ones; may be nested."""
         return swapped(self._trainable, self._start)
 
+    def stored(self) -> dict[str, Tensor]:
+        """Weights and buffers, whole and on the CPU; of sharded ones on the first process alone."""
+        return _stored(self._module.state_dict())
+
+    def write(self, stored: Mapping[str, Tensor], folder: str) -> None:
+        """Writes what `stored` gave, without other processes."""
+        _write(stored, folder, FULL_WEIGHTS)
+        with open(os.path.join(folder, FULL_CONFIG), "w", encoding="utf-8") as file:
+            file.write(self._config)
+
     def save(self, folder: str) -> None:
         """Writes weights and buffers with the config, under diffusers' file names."""
-        if _write(self._module.state_dict(), folder, FULL_WEIGHTS):
-            with open(os.path.join(folder, FULL_CONFIG), "w", encoding="utf-8") as file:
-                file.write(self._config)
+        _save(self, folder)
 
     def load(self, folder: str) -> None:
         """Reads weights that `save` wrote; the reference stays the starting weights.
@@ -159,7 +179,7 @@ class FullTuning:
         _copy_into(state, _read(folder, FULL_WEIGHTS), {name: name for name in state}, folder)
 
     def shard(self) -> None:
-        """Spreads the module and its starting weights over all processes; `trainable()` is new afterwards."""
+        """Shards the module and its starting weights over all processes; `trainable()` is new afterwards."""
         shard(self._module)
         self._trainable = _trained(self._module)
         self._start = {name: placed(value, self._trainable[name]) for name, value in self._start.items()}
@@ -198,7 +218,7 @@ def _exchanged(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]
 
 @contextmanager
 def _overwritten(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """This process's share is copied: the whole weights are gathered from storage that stays where it is."""
+    """This process's shards are copied: the whole weights are gathered from storage that stays where it is."""
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         _copy(parameters, values)
@@ -244,20 +264,27 @@ def _read(folder: str, name: str) -> dict[str, Tensor]:
     return read_weights(_existing(folder, name), "tuned weights")
 
 
-def _write(tensors: Mapping[str, Tensor], folder: str, name: str) -> bool:
-    """Stores the whole of `tensors` if this process is the one to write; returns whether it is."""
-    from safetensors.torch import save_file
+def _save(tuning: Tuning, folder: str) -> None:
+    stored = tuning.stored()
+    if is_writer(tuning.trainable()):
+        tuning.write(stored, folder)
 
-    writes = is_writer(tensors)
-    stored = {}
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole of `tensors` on the CPU if this process is the one to write, else nothing."""
+    writes, stored = is_writer(tensors), {}
     for key, value in tensors.items():
         full = whole(value.detach())  # all processes take part, one of them keeps it
         if writes:
             stored[key] = full.cpu().contiguous()
-    if writes:
-        os.makedirs(folder, exist_ok=True)
-        save_file(stored, os.path.join(folder, name), metadata={"format": "pt"})
-    return writes
+    return stored
+
+
+def _write(stored: Mapping[str, Tensor], folder: str, name: str) -> None:
+    from safetensors.torch import save_file
+
+    os.makedirs(folder, exist_ok=True)
+    save_file(dict(stored), os.path.join(folder, name), metadata={"format": "pt"})
 
 
 def _copy_into(here: Mapping[str, Tensor], stored: Mapping[str, Tensor], names: Mapping[str, str], folder: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from dragon.errors import PluginError
 from dragon.faults import Faults
 from dragon.media import Cond, Generation
-from dragon.protocols import Noising, Policy
+from dragon.protocols import Noising, Policy, Precision, ShardablePolicy
 
 
 def check_policy(
@@ -27,6 +29,7 @@ def check_policy(
         raise PluginError(f"check_policy got prompts {prompts}; expected at least 2 different ones")
     faults = Faults(type(policy).__name__)
     faults.expect(isinstance(getattr(policy, "name", None), str) and policy.name, "name", "is a non-empty string")
+    _check_optional(policy, faults)
     parameters = faults.call("trainable", policy.trainable) or {}
     faults.expect(parameters, "trainable", "names at least one parameter")
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
@@ -46,6 +49,15 @@ def check_policy(
                 p.copy_(before[name])
                 p.grad = None
     faults.report()
+
+
+def _check_optional(policy: Policy, faults: Faults) -> None:
+    """What only some policies have, and the trainer asks for."""
+    precision, names = getattr(policy, "precision", "float32"), get_args(Precision)
+    faults.expect(precision in names, "precision", f"is one of {names} where there is one, not {precision!r}")
+    if hasattr(policy, "shard"):
+        missing = [name for name in ("stored", "write") if not hasattr(policy, name)]
+        faults.expect(not missing, "shard", f"comes with `stored` and `write`; missing: {missing}")
 
 
 def _check_encode(policy: Policy, prompts: list[str], faults: Faults) -> None:
@@ -166,12 +178,30 @@ def _check_learning(policy: Policy, made: Generation, noising: Noising, faults: 
         faults.same("reference", start, reference, "shows the starting model, whatever the weights have become")
         faults.same("reference", trained, predict(), "leaves the trained weights as they were")
     _check_gradient(policy, predict, target, faults)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        saved = faults.run("save", lambda: policy.save(folder))
-        for p in policy.trainable().values():
-            p.zero_()
-        if saved and faults.run("load", lambda: policy.load(folder)):
-            faults.same("load", trained, predict(), "brings back what `save` wrote")
+    _check_stored(policy, moved, predict, faults)
+
+
+def _check_stored(
+    policy: Policy, trained: Mapping[str, Tensor], predict: Callable[[], Tensor | None], faults: Faults
+) -> None:
+    """Each way of storing, and `load`, with the weights `trained`."""
+    ways: dict[str, Callable[[str], None]] = {"save": policy.save}
+    if isinstance(policy, ShardablePolicy):
+        ways["write"] = partial(_gather_and_write, policy)
+    for method, store in ways.items():
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+            for name, p in policy.trainable().items():
+                p.copy_(trained[name])
+            before = predict()
+            stored = faults.run(method, partial(store, folder))
+            for p in policy.trainable().values():
+                p.zero_()
+            if stored and faults.run("load", partial(policy.load, folder)):
+                faults.same("load", before, predict(), f"brings back what `{method}` wrote")
+
+
+def _gather_and_write(policy: ShardablePolicy, folder: str) -> None:
+    policy.write(policy.stored(), folder)
 
 
 def _check_weights(

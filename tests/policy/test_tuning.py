@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -43,6 +45,13 @@ def lora(net, **changes):
 
 def full(net):
     return FullTuning(net, config=json.dumps({"kind": "net"}))
+
+
+@contextmanager
+def no_calls_of_other_processes():
+    """Gathering inside it is an error."""
+    with patch("torch.distributed.tensor.DTensor.full_tensor", side_effect=AssertionError("gathered")):
+        yield
 
 
 def train(net, tuning, x, steps=3):
@@ -196,7 +205,7 @@ def test_swapped_refuses_other_names_and_shapes(net):
 
 @pytest.mark.parametrize("kind", [lora, full])
 def test_sharded_weights_are_tuned_seen_and_stored_like_whole_ones(net, x, kind, tmp_path, one_process):
-    """With one process that has all shares; tests/test_sharding.py has two."""
+    """With one process that has all shards; tests/test_sharding.py has two."""
     other = copy.deepcopy(net)
     tuning, sharded = kind(net), kind(other)
     sharded.shard()
@@ -213,7 +222,12 @@ def test_sharded_weights_are_tuned_seen_and_stored_like_whole_ones(net, x, kind,
     with swapped(sharded.trainable(), before):
         assert torch.allclose(other(x), start, atol=1e-6) and not torch.allclose(start, trained)
     assert torch.equal(other(x), trained)
+    stored = sharded.stored()
+    assert not is_sharded(stored) and stored.keys() == tuning.stored().keys()
+    with no_calls_of_other_processes():
+        sharded.write(stored, str(tmp_path / "written"))
     sharded.save(str(tmp_path))
+    assert all((tmp_path / "written" / f.name).read_bytes() == f.read_bytes() for f in tmp_path.glob("*.*"))
     with torch.no_grad():
         for p in sharded.trainable().values():
             p.zero_()
