@@ -13,13 +13,14 @@ from statistics import fmean, variance
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from dragon.batching import Batching
 from dragon.errors import ConfigError, DragonError, PluginError
 from dragon.faults import TrainsBadly
-from dragon.media import Media
 from dragon.protocols import Callback, InstanceReward, Report, SetReward
+from dragon.record import numbers
 from dragon.registry import nearest
+from dragon.verdicts import batched, set_scores
 
 
 def stopping_reason(callbacks: Sequence[Callback], report: Report) -> str:
@@ -64,19 +65,11 @@ def load_callbacks_state(callbacks: Sequence[Callback], states: Sequence[Mapping
             callback.load_state_dict(stored["state"])
 
 
-def numbers(report: Report) -> dict[str, float]:
-    """The numbers of a step by the names that TensorBoard shows: "loss", "rewards/clap_score", "figures/swap/end"."""
-    single = ("reward", "gap", "loss", "implicit_accuracy", "beta_gain_median", "grad_norm")
-    found: dict[str, float] = {name: getattr(report, name) for name in single}
-    for group in ("rewards", "figures", "seconds"):
-        found |= {f"{group}/{name}": value for name, value in getattr(report, group).items()}
-    return found
-
-
 class StopWhen:
     """Stops the run when a figure was above (or below) a bound for `patience` steps in a row.
 
-    figure: a name of `numbers`. A step without that figure, or with NaN, ends the row.
+    figure: a name of `dragon.record.numbers`, which are those in TensorBoard. A step without it, or with NaN, ends the
+    row.
 
     Raises:
         ConfigError: not exactly one bound, or patience below 1; at the first step with an update, an unknown figure.
@@ -118,14 +111,20 @@ class StopWhen:
 class RewardHacking:
     """Notices that a reward which is only watched falls while one that is trained on rises: says so, or stops.
 
-    watched: name of a reward in evaluation.watch. It scores the clips of every step, which costs its time for
-    prompts_per_step * num_generations clips. Compared are the means of the first and of the last `window` steps; a
-    change counts when it is more than `errors` standard errors, estimated from how the steps inside the windows
+    watched: name of a reward in evaluation.watch. Compared are the means of the first and of the last `window` steps;
+    a change counts when it is more than `errors` standard errors, estimated from how the steps inside the windows
     differ. With the defaults a steady reward seems to have fallen at about 1 step in 100. It says that the two part,
     not why: a watched reward may itself be wrong.
 
+    Cost: after every step the watched reward scores its prompts_per_step * num_generations clips, while nothing else
+    is done. Of several processes the main one scores its own share of them and the others wait: the cost is divided
+    by their number, and the watched means are noisier than those of the rewards that are trained on.
+
+    batch_size, reward_timeout: as in training. watch: the rewards of evaluation.watch.
+
     Raises:
-        ConfigError: an unknown watched reward, a window below 2, errors not above 0.
+        ConfigError: an unknown watched reward, a window below 2, errors not above 0. When called: what
+            `dragon.verdicts.batched` raises, which names the reward.
     """
 
     def __init__(
@@ -136,6 +135,8 @@ class RewardHacking:
         stop: bool = False,
         *,
         watch: Mapping[str, InstanceReward | SetReward],
+        batch_size: int = 32,
+        reward_timeout: float = 0.0,
     ) -> None:
         if watched not in watch:
             near = nearest(watched, watch)
@@ -144,12 +145,13 @@ class RewardHacking:
         if window < 2 or not errors > 0:
             raise ConfigError(f"window is {window} and errors {errors}; expected at least 2, and above 0")
         self.watched, self.window, self.errors, self.stop = watched, window, errors, stop
-        self._reward = watch[watched]
+        self._reward, self._timeout = watch[watched], reward_timeout
+        self._batching = Batching(batch_size, "scoring batch")
         self._seen: list[dict[str, float]] = []  # the first `window` steps and the last
         self._said = False
 
     def __call__(self, report: Report) -> str | None:
-        self._seen.append({**report.rewards, f"watched {self.watched}": _mean_score(self._reward, report.media)})
+        self._seen.append({**report.rewards, f"watched {self.watched}": self._watched(report)})
         w = self.window
         self._seen = self._seen[:w] + self._seen[w:][-w:]
         if len(self._seen) < 2 * w:
@@ -179,6 +181,15 @@ class RewardHacking:
         """Goes on with them."""
         self._seen, self._said = [dict(step) for step in state["seen"]], bool(state["said"])
 
+    def _watched(self, report: Report) -> float:
+        """Mean over the clips on which it did not abstain; of a set reward, the score of all of them as one set."""
+        rewards = {self.watched: self._reward}
+        said = batched(rewards, report.media, report.seeds, self._batching, timeout=self._timeout)
+        if isinstance(self._reward, SetReward):
+            every = torch.arange(len(report.media))
+            return set_scores(self.watched, self._reward, said.features[self.watched], [every])[0]
+        return float(said.scores[self.watched].nanmean())
+
     def _change(self, values: Sequence[float]) -> float:
         """Mean of the later half minus that of the earlier one, in standard errors; NaN where a value is."""
         earlier, later = values[: self.window], values[self.window :]
@@ -187,16 +198,6 @@ class RewardHacking:
         difference = fmean(later) - fmean(earlier)
         error = math.sqrt((variance(earlier) + variance(later)) / self.window)
         return difference / error if error else math.copysign(math.inf, difference) if difference else 0.0
-
-
-def _mean_score(reward: InstanceReward | SetReward, media: Media) -> float:
-    """Mean over the clips on which it did not abstain; of a set reward, the score of all of them as one set."""
-    with torch.no_grad():
-        if isinstance(reward, SetReward):
-            scores: Tensor = reward.score_sets(reward.embed(media).cpu(), torch.arange(len(media))[None])
-        else:
-            scores = torch.as_tensor(reward.score(media))
-    return float(scores.double().nanmean())
 
 
 def _name(callback: Callback) -> str:

@@ -54,9 +54,14 @@ def writing(what: str, place: Path, hint: str, needed: int = 0) -> Iterator[None
 
 def room(place: Path) -> int:
     """Free bytes where `place` is or would be."""
+    return shutil.disk_usage(standing(place)).free
+
+
+def standing(place: Path) -> Path:
+    """`place`, or the nearest folder above it that is there."""
     while not os.path.exists(place) and place != place.parent:
         place = place.parent
-    return shutil.disk_usage(place).free
+    return place
 
 
 def size_on_disk(folder: Path) -> int:

@@ -1,7 +1,8 @@
 """What a run will take, before it is started: two of its own steps are made, and the rest follows by arithmetic.
 
     two steps -> seconds of a step and of a clip -> everything that can be tried without the model is tried at full
-    size in a temporary folder (a checkpoint, a line of the log, the statistics and the page of the evaluation)
+    size in a folder beside output_dir, which is removed (a checkpoint, the log, the statistics and the page of the
+    evaluation)
 
 Knows a built run and how `dragon train` spends its time. The steps are real ones on the run's model, in memory: nothing
 is kept. Seconds are those of one process on this machine, as busy as it is now.
@@ -12,7 +13,6 @@ from __future__ import annotations
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,20 +23,23 @@ import torch
 from torch import Tensor
 
 from dragon import checkpoint
+from dragon.batching import Batching
 from dragon.build import Run, build_run
 from dragon.callbacks import RewardHacking
 from dragon.collect import Collected, draw_seeds
 from dragon.config import TrainConfig, to_dict, trackers
 from dragon.contrast import Influence, Swap
+from dragon.errors import Unwritable
 from dragon.evaluate import compare
-from dragon.files import readable, room, size_on_disk
+from dragon.files import readable, room, size_on_disk, standing, writing
 from dragon.policy.storing import weights_writer
 from dragon.probe import PROMPTS as PROBE_PROMPTS
 from dragon.protocols import SetReward
 from dragon.report import write_evaluation, write_report
+from dragon.rollout import Stopwatch
 from dragon.track import JsonLines, TensorBoard
 from dragon.trainer import StepReport, Trainer
-from dragon.verdicts import Verdicts, verdicts
+from dragon.verdicts import Verdicts, batched
 
 _LOGGED = 100
 """Lines of the log that is tried."""
@@ -46,11 +49,12 @@ _CLIPS_EVERY = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes. Bytes and seconds; `total` is the sum of the others.
+    """What a run takes, as one process on this machine. Bytes and seconds; `total` is the sum of the others.
 
     prompts: drawn over the run; epochs: how often each comes. generations: {training, probes, evaluation, total}.
     seconds: {start, training, saving, probes, evaluation, total}. step_seconds: of one step, by stage.
-    memory: peak of this process and, on a GPU, of what torch reserved there.
+    memory: {process, gpu, replay}: peak of this process and, on a GPU, of what torch reserved there, over two steps and
+    what else is tried; replay: what the pairs that are kept later will add, on the GPU if there is one.
     disk: {checkpoints, weights, logs, evaluation, total}, at the moment when most checkpoints are there.
     free: bytes free where output_dir is or will be. warnings: what there is not enough of, and what is not known.
     """
@@ -77,28 +81,45 @@ def plan(config: TrainConfig, *, hours: float = 0.0, say: Callable[[str], None] 
 
     Raises:
         ConfigError: as `dragon train` does. NotFinite, PluginError: a part of the run breaks its contract.
+        Unwritable: a checkpoint does not fit where the run would write its own.
     """
-    watch: dict[str, float] = {}
-    with _timed(watch, "start"):
+    watch = Stopwatch()
+    with watch("start"):
         run = build_run(config)
         # the first two steps are the same ones whatever max_steps is
         trainer = replace(run, settings=replace(run.settings, max_steps=2)).trainer()
     steps = trainer.run()
     say(f"making two steps: {config.rollout.prompts_per_step} prompts, {config.num_generations} samples each")
-    with _timed(watch, "first step"):
-        next(steps)
-    _as_if_later(trainer)
-    with _timed(watch, "step"):
+    with watch("first step"):
+        first = next(steps)
+    _fill_queue(trainer)
+    with watch("step"):
         report = next(steps)
     say(f"trying the evaluation of {len(run.eval_prompts)} prompts, all but their samples")
     clip = _clip_costs(run, report)
-    with tempfile.TemporaryDirectory(prefix="dragon-plan-") as place:
-        disk = _save(run, trainer, report, Path(place), watch)
-        disk["evaluation"] = _evaluate(run, report, clip, Path(place), watch)
-    return _summed(run, report, clip, watch, disk, _memory(trainer), hours)
+    with _beside(Path(config.output_dir)) as place:
+        disk, pairs = _save(run, trainer, report, place, watch)
+        disk["evaluation"] = _evaluate(run, report, clip, place, watch)
+    memory = _memory(trainer) | {"replay": _replayed(config, first) * pairs}
+    return _summed(run, report, clip, watch.stages, disk, memory, hours)
 
 
-def _as_if_later(trainer: Trainer) -> None:
+@contextmanager
+def _beside(output_dir: Path) -> Iterator[Path]:
+    """A folder on the disk that the run will write to, removed on leaving; whatever cannot be written there is said."""
+    place = standing(output_dir.parent)
+    hint = "`dragon train` would fail here, too: make room, or choose another --output_dir"
+    with (
+        writing("what is tried", place, hint),
+        tempfile.TemporaryDirectory(prefix=".dragon-plan-", dir=place) as folder,
+    ):
+        try:
+            yield Path(folder)
+        except Unwritable as error:  # its hint is for a run that can be resumed
+            raise error.__cause__ or error from None
+
+
+def _fill_queue(trainer: Trainer) -> None:
     """Fills the queue of an influence: the next step then gives credit, and costs what most steps will cost."""
     credit = trainer.scoring.credit
     if isinstance(credit, Influence):
@@ -136,18 +157,21 @@ def _clip_costs(run: Run, report: StepReport) -> _Clip:
     rollout, evaluation, count = run.config.rollout, run.config.evaluation, len(report.media)
     work = evaluation.steps * _rows(evaluation.guidance) / (rollout.steps * _rows(rollout.guidance))
     sampled = (report.seconds["rollout"] * work + report.seconds["decode"]) / count
-    few, rewards = range(min(2, count)), run.evaluated()
-    verdicts(rewards, report.media.rows(few), report.seeds[:2])  # those that are only watched load what they need now
-    said = verdicts(rewards, report.media, report.seeds)
+    few, rewards, timeout = report.media.rows(range(min(2, count))), run.evaluated(), rollout.reward_timeout
+    batching = Batching(rollout.batch_size, "scoring batch")
+    batched(rewards, few, report.seeds[:2], batching, timeout=timeout)  # the watched ones load what they need now
+    said = batched(rewards, report.media, report.seeds, batching, timeout=timeout)
     each = {name: seconds / count for name, seconds in said.seconds.items()}
-    watch = {"diversity": 0.0}
-    vectors = None
-    if run.diversity is not None:
-        run.diversity.embed_clips(report.media.rows(few))
-        with _timed(watch, "diversity"):
-            vectors = run.diversity.embed_clips(report.media).double().cpu()
+    watch = Stopwatch({"diversity": 0.0})
+    vectors, encoder = None, run.diversity
+    if encoder is not None:
+        encoder.embed_clips(few)
+        with watch("diversity"):
+            vectors = torch.cat(
+                batching.run(count, lambda rows: encoder.embed_clips(report.media.rows(rows)).double().cpu())
+            )
     instance = sum(each[name] for name in said.scores)
-    return _Clip(sampled, instance, sum(each.values()) + watch["diversity"] / count, each, said, vectors)
+    return _Clip(sampled, instance, sum(each.values()) + watch.stages["diversity"] / count, each, said, vectors)
 
 
 def _rows(guidance: float) -> int:
@@ -155,10 +179,13 @@ def _rows(guidance: float) -> int:
     return 1 if guidance in (0, 1) else 2
 
 
-def _save(run: Run, trainer: Trainer, report: StepReport, folder: Path, watch: dict[str, float]) -> dict[str, int]:
-    """Writes one checkpoint and the log of one step; bytes over the run of {checkpoints, weights, logs}."""
+def _save(run: Run, trainer: Trainer, report: StepReport, folder: Path, watch: Stopwatch) -> tuple[dict[str, int], int]:
+    """Writes one checkpoint and the log of one step.
+
+    Bytes over the run of {checkpoints, weights, logs} on the disk, and of one step's pairs, where some are replayed.
+    """
     config, state, weights = run.config, trainer.state_dict(), trainer.ema_weights()
-    with _timed(watch, "save"):
+    with watch("save"):
         place = checkpoint.save(
             folder / "checkpoints",
             trainer.step,
@@ -167,7 +194,8 @@ def _save(run: Run, trainer: Trainer, report: StepReport, folder: Path, watch: d
             extra=lambda partial: weights_writer(run.policy, weights)(partial / "weights"),
         )
     pools = state["replay"]
-    later = (config.update.replay_steps - len(pools)) * sum(map(_bytes, pools)) // max(1, len(pools))
+    pairs = sum(map(_bytes, pools)) // max(1, len(pools))
+    later = max(0, min(config.update.replay_steps, config.max_steps) - len(pools)) * pairs
     there = min(_saves(config), config.save_total_limit + 2)  # the newest, the best, and the one that is written
     log, lines = JsonLines(folder / "log.jsonl"), min(config.max_steps, _LOGGED)
     for step in range(1, 1 + lines):  # the pictures of the run are made of it, too
@@ -187,18 +215,18 @@ def _save(run: Run, trainer: Trainer, report: StepReport, folder: Path, watch: d
         "checkpoints": there * (size_on_disk(place) + later),
         "weights": size_on_disk(place / "weights"),
         "logs": logs,
-    }
+    }, pairs
 
 
-def _evaluate(run: Run, report: StepReport, clip: _Clip, folder: Path, watch: dict[str, float]) -> int:
+def _evaluate(run: Run, report: StepReport, clip: _Clip, folder: Path, watch: Stopwatch) -> int:
     """The final evaluation at full size, of the clips there are instead of its own; bytes of what it writes."""
     sides = {name: _side(run, report, clip, name) for name in ("base", "tuned")}
     rewards, wanted = run.evaluated(), run.config.evaluation
-    with _timed(watch, "statistics"):
+    with watch("statistics"):
         trained = {weighted.reward.name for weighted in run.rewards}
         found = compare(sides, rewards, trained, seed=wanted.seed, set_size=wanted.set_size)
     before = size_on_disk(folder)
-    with _timed(watch, "page"):
+    with watch("page"):
         write_evaluation(found, folder)
         write_report(folder)
     return size_on_disk(folder) - before
@@ -231,7 +259,7 @@ def _summed(
     run: Run,
     report: StepReport,
     clip: _Clip,
-    watch: Mapping[str, float],
+    took: Mapping[str, float],
     disk: dict[str, int],
     memory: Mapping[str, int],
     hours: float,
@@ -251,18 +279,17 @@ def _summed(
     }
     looked_at = sum(clip.rewards[c.watched] for c in run.callbacks if isinstance(c, RewardHacking))
     seconds = {
-        "start": watch["start"],
-        "training": watch["first step"]
-        + (steps - 1) * watch["step"]
+        "start": took["start"],
+        "training": took["first step"]
+        + (steps - 1) * took["step"]
         - max(0, waiting - 1) * report.seconds["train"]
         + steps * clips * looked_at,
-        "saving": (_saves(config) + 1) * watch["save"],
-        "probes": generations["probes"] * (clip.sampled + clip.whole)
-        + probes * watch["statistics"] * probed / held_out,
+        "saving": (_saves(config) + 1) * took["save"],
+        "probes": generations["probes"] * (clip.sampled + clip.whole) + probes * took["statistics"] * probed / held_out,
         "evaluation": generations["evaluation"] * clip.sampled
         + held_out * (2 * wanted.samples_per_prompt * clip.whole + clip.instance)
-        + watch["statistics"]
-        + watch["page"],
+        + took["statistics"]
+        + took["page"],
     }
     total, size, free = sum(seconds.values()), sum(disk.values()), room(Path(config.output_dir))
     warnings = []
@@ -273,7 +300,9 @@ def _summed(
     if 0 < hours * 3600 < total:
         warnings.append(f"the run takes {total / 3600:.1f} hours, and there are {hours:g}")
     if report.skipped:
-        warnings.append(f"the second step made no update ({report.skipped}): the seconds of updates are not known")
+        warnings.append(
+            f"the second step made no update ({report.skipped}): the seconds and memory of updates are not known"
+        )
     return Plan(
         steps=steps,
         prompts=drawn,
@@ -294,6 +323,12 @@ def _saves(config: TrainConfig) -> int:
     return -(-config.max_steps // config.save_steps) if config.save_steps else 1
 
 
+def _replayed(config: TrainConfig, first: StepReport) -> int:
+    """Times the pairs of one step that the last step holds more than the second one did: each once, and once joined."""
+    most = min(config.update.replay_steps, config.max_steps - 1)
+    return 2 * max(0, most - (1 if first.pairs else 0))
+
+
 def _memory(trainer: Trainer) -> dict[str, int]:
     unit = 1 if sys.platform == "darwin" else 1024  # of getrusage
     found = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
@@ -308,10 +343,3 @@ def _bytes(tree: object) -> int:
         return tree.nbytes
     parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
     return sum(map(_bytes, parts))
-
-
-@contextmanager
-def _timed(watch: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    watch[name] = time.perf_counter() - start

@@ -26,10 +26,10 @@ from dragon.contrast import (
     swap_variance,
 )
 from dragon.contrast.mixture import within_prompt_variance
-from dragon.errors import ConfigError, DragonError, NotFinite, PluginError
+from dragon.errors import ConfigError, NotFinite
 from dragon.media import Media
 from dragon.protocols import InstanceReward, SetReward, SwapScorer
-from dragon.verdicts import SILENCE, Verdicts, verdicts
+from dragon.verdicts import SILENCE, Verdicts, set_scores, verdicts
 
 
 @dataclass(frozen=True)
@@ -96,14 +96,6 @@ class Scoring:
         self.credit = Influence() if credit is None else credit
         self.mixture = RewardMixture([r.weight for r in self.rewards])
         self._sets = {r.reward.name: r.reward for r in self.rewards if isinstance(r.reward, SetReward)}
-
-    def score(self, media: Media, seeds: Sequence[int], shape: tuple[int, int], batch_size: int) -> Scored:
-        """`judge` of all clips, `batch_size` at a time; shape: (m, k)."""
-        parts = [
-            self.judge(media.rows(rows), seeds[rows.start : rows.stop])
-            for rows in (range(i, min(i + batch_size, len(media))) for i in range(0, len(media), batch_size))
-        ]
-        return self.scored(Verdicts.cat(parts), shape)
 
     def judge(self, media: Media, seeds: Sequence[int]) -> Verdicts:
         """Every reward's word on each clip of one batch.
@@ -213,21 +205,7 @@ class Scoring:
         """A reward's mean over, or score of, sets of rows of one size."""
         if name not in self._sets:
             return [_mean(scored.scores[name].flatten()[rows]) for rows in sets]
-        try:
-            values = self._sets[name].score_sets(scored.features[name], torch.stack(list(sets))).double().cpu()
-        except DragonError:
-            raise
-        except Exception as error:  # a reward may raise anything; its author needs to see what
-            raise PluginError(
-                f"set reward {name!r} raised {type(error).__name__}: {error} for {len(sets)} sets of {len(sets[0])} "
-                "clips; mend the reward"
-            ) from error
-        if values.shape != (len(sets),) or not bool(values.isfinite().all()):
-            raise NotFinite(
-                f"set reward {name!r} gave {values.tolist()} for {len(sets)} sets of {len(sets[0])} clips; "
-                "expected one finite score a set; mend the reward"
-            )
-        return [float(value) for value in values]
+        return set_scores(name, self._sets[name], scored.features[name], sets)
 
 
 _NO_PAIRS = Pairs(

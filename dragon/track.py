@@ -26,6 +26,7 @@ import torch
 
 from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Media
+from dragon.record import numbers, record
 from dragon.trainer import StepReport
 
 
@@ -44,34 +45,6 @@ def tracking(trackers: Sequence[Tracker]) -> Iterator[Tracker]:
         yield _All(trackers)
     finally:
         _All(trackers).close()
-
-
-def record(report: StepReport) -> dict[str, object]:
-    """The report without its clips, as JSON values: one line of a run's log.jsonl. NaN becomes null."""
-    fields = {
-        "step": report.step,
-        "reward": report.reward,
-        "rewards": dict(report.rewards),
-        "figures": dict(report.figures),
-        "gap": report.gap,
-        "loss": report.loss,
-        "implicit_accuracy": report.implicit_accuracy,
-        "gain_positive": report.gain_positive,
-        "gain_negative": report.gain_negative,
-        "z0": report.z0,
-        "beta": report.beta,
-        "beta_gain_median": report.beta_gain_median,
-        "grad_norm": report.grad_norm,
-        "learning_rate": report.learning_rate,
-        "pairs": report.pairs,
-        "ties_dropped": report.ties_dropped,
-        "seconds": dict(report.seconds),
-        "reward_seconds": dict(report.reward_seconds),
-        "whole_seconds": report.whole_seconds,
-        "skipped": report.skipped,
-        "skipped_updates": report.skipped_updates,
-    }
-    return {name: _json(value) for name, value in fields.items()}
 
 
 class JsonLines:
@@ -117,7 +90,7 @@ class TensorBoard:
 
     def log(self, report: StepReport) -> None:
         """Adds the report's scalars, and clips where it is their turn."""
-        for name, value in _scalars(record(report)):
+        for name, value in _finite(report).items():
             self._writer.add_scalar(name, value, report.step)
         for clip in _extremes(report, self._every):
             self._add(clip, report.step)
@@ -180,7 +153,7 @@ class WandB:
     def log(self, report: StepReport) -> None:
         """Sends the report's numbers, and clips where it is their turn."""
         with self._harmless():
-            values: dict[str, Any] = dict(_scalars(record(report)))
+            values: dict[str, Any] = dict(_finite(report))
             for clip in _extremes(report, self._every):
                 values |= self._shown(clip)
             self._run.log(values, step=report.step)
@@ -275,19 +248,9 @@ class _All:
                 stack.callback(tracker.close)
 
 
-def _json(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(name): _json(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _scalars(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """("seconds/rollout", 1.5) and the like of every number in the record but the step itself."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(value, f"{prefix}{name}/")
-        elif isinstance(value, (int, float)) and name != "step":
-            yield prefix + name, float(value)
+def _finite(report: StepReport) -> dict[str, float]:
+    """What a curve can show."""
+    return {name: value for name, value in numbers(report).items() if math.isfinite(value)}
 
 
 def _step_of(line: str) -> float:

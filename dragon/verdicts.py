@@ -132,7 +132,8 @@ def set_scores(name: str, reward: SetReward, features: Tensor, sets: Sequence[Te
         PluginError: the reward raised. NotFinite: it gave something else than one finite score a set.
     """
     try:
-        values = reward.score_sets(features, torch.stack(list(sets))).double().cpu()
+        with torch.no_grad():
+            values = reward.score_sets(features, torch.stack(list(sets))).double().cpu()
     except DragonError:
         raise
     except Exception as error:  # a reward may raise anything; its author needs to see what

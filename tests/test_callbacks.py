@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from dragon.callbacks import (
     StopWhen,
     callbacks_state,
     load_callbacks_state,
-    numbers,
     stopping_reason,
 )
 from dragon.config import TrainConfig, from_dict
@@ -25,7 +25,7 @@ from dragon.errors import ConfigError, PluginError
 from dragon.faults import TrainsBadly
 from dragon.media import Media
 from dragon.protocols import Callback, Report
-from dragon.track import record
+from dragon.record import numbers, record
 from dragon.trainer import StepReport
 
 
@@ -41,9 +41,9 @@ def report(step: int = 1, *, clip: float = 0.0, **changes: Any) -> StepReport:
 
 
 class Height:
-    """A reward: where the point is."""
+    """A reward: where the point is; of NaN it has no opinion."""
 
-    name, abstains = "height", False
+    name, abstains = "height", True
 
     def score(self, media: Media) -> Tensor:
         return media.tensor[:, 0, 0].double()
@@ -53,7 +53,21 @@ def test_the_numbers_of_a_step_have_the_names_that_are_logged() -> None:
     logged = record(report())
     found = numbers(report())
     assert found["rewards/clap"] == 0.5 and found["figures/clap/positive"] == 0.6 and found["seconds/rollout"] == 2.0
-    assert {name.split("/")[0] for name in found} <= logged.keys()
+    no_numbers = {"step", "skipped", "reward_seconds"}  # the last has no reward here
+    assert {name.split("/")[0] for name in found} == logged.keys() - no_numbers
+
+
+@pytest.mark.parametrize(
+    "figure",
+    ["z0", "beta", "learning_rate", "gain_positive", "gain_negative", "pairs", "ties_dropped", "skipped_updates",
+     "whole_seconds", "reward_seconds/clap", "seconds/rollout", "figures/clap/positive"],
+)  # fmt: skip
+def test_every_number_that_is_shown_can_stop_a_run(figure: str) -> None:
+    """Also one that has no value yet, such as beta before it is calibrated."""
+    stop = StopWhen(figure, above=-10.0)
+    seen = report(z0=0.5, beta=10.0, whole_seconds=3.0, reward_seconds={"clap": 0.1}, skipped_updates=2)
+    assert stop(report(reward_seconds={"clap": math.nan}, z0=math.nan)) is None or figure not in ("z0", "beta")
+    assert (stop(seen) or "").startswith(f"{figure} is {numbers(seen)[figure]:.4g}, above -10 for ")
 
 
 def test_a_figure_beyond_its_bound_for_long_enough_stops_the_run() -> None:
@@ -134,6 +148,54 @@ def test_a_set_reward_can_be_watched() -> None:
     values = [(0.0, 1.0), (0.1, 0.9), (1.0, 0.0), (1.1, 0.1)]
     reasons = [watch(report(rewards={"clap": trained}, clip=clip)) for trained, clip in values]
     assert reasons[:3] == [None] * 3 and reasons[3]
+
+
+def test_a_watched_reward_sees_the_clips_in_batches() -> None:
+    sizes: list[int] = []
+
+    class Sized(Height):
+        def score(self, media: Media) -> Tensor:
+            sizes.append(len(media))
+            if len(media) > 2:
+                raise MemoryError
+            return super().score(media)
+
+    watch = RewardHacking("height", watch={"height": Sized()}, batch_size=4)
+    clips = report(media=Media(torch.arange(5.0)[:, None, None], ("a",) * 5), seeds=tuple(range(5)))
+    with pytest.warns(UserWarning, match="out of memory in a scoring batch of 4 rows; going on with 2"):
+        watch(clips)
+    assert sizes == [4, 2, 2, 1] and watch.state_dict()["seen"][0]["watched height"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda media: 1 / 0, "reward 'height' raised ZeroDivisionError: .* the first for prompt 'a', seed 1; mend"),
+        (lambda media: None, "reward 'height' returned None for 2 clips"),
+        (lambda media: torch.zeros(1), r"reward 'height' returned scores of shape \(1,\) for 2 clips"),
+        (lambda media: time.sleep(60), "reward 'height' took more than 0.2 seconds for 2 clips"),
+    ],
+)
+def test_a_watched_reward_that_breaks_its_contract_is_named_as_a_reward(score: Any, message: str) -> None:
+    broken = Height()
+    broken.score = score  # type: ignore[method-assign]
+    watch = RewardHacking("height", watch={"height": broken}, reward_timeout=0.2)
+    with pytest.raises(PluginError, match=message):
+        stopping_reason([watch], report())
+
+
+def test_a_watched_set_reward_that_breaks_its_contract_is_named_as_a_reward() -> None:
+    class Broken:
+        name = "spread"
+
+        def embed(self, media: Media) -> Tensor:
+            return media.tensor.double()
+
+        def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
+            raise KeyError("members")
+
+    with pytest.raises(PluginError, match="set reward 'spread' raised KeyError: 'members' for 1 sets of 2 clips"):
+        stopping_reason([RewardHacking("spread", watch={"spread": Broken()})], report())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +286,7 @@ def config(*callbacks: dict[str, Any]) -> TrainConfig:
             "policy": {"name": "toy"},
             "rewards": [{"name": "random"}],
             "evaluation": {"watch": [{"name": "random", "options": {"seed": 1, "name": "judge"}}]},
-            "rollout": {"prompts_per_step": 2, "steps": 2},
+            "rollout": {"prompts_per_step": 2, "steps": 2, "batch_size": 3, "reward_timeout": 60.0},
             "callbacks": list(callbacks),
         }
     )
@@ -240,6 +302,8 @@ def test_functions_and_classes_of_ones_own_are_built_with_their_options(folder: 
         )
     )
     assert all(isinstance(callback, Callback) for callback in run.callbacks)
+    watch = run.callbacks[3]
+    assert isinstance(watch, RewardHacking) and (watch._batching.size, watch._timeout) == (3, 60.0)  # those of rollout
     assert vars(run.callbacks[1]) == {"names": ["judge"], "limit": 2.0}
     reasons = [stopping_reason(run.callbacks, done) for done in run.trainer().run(2)]
     assert reasons == ["", "enough"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dragon.build import build_run
 from dragon.cli import main
 from dragon.config import TrainConfig, from_dict
+from dragon.errors import PluginError, Unwritable
 from dragon.files import size_on_disk
-from dragon.plan import Plan, plan
+from dragon.plan import Plan, _bytes, plan
+from dragon.pool import PairPool
 from dragon.run import train
 
 OWN = """
@@ -77,7 +82,8 @@ def test_the_counts_and_the_disk_are_those_of_the_run(folder: Path) -> None:
     # training 6 steps of 4 prompts of 4; probes at 0, 3 and 6 and their base, 3 prompts each; 3 prompts of 2 + 2 + 1
     assert found.generations == {"training": 96, "probes": 12, "evaluation": 15, "total": 123}
     assert found.seconds["total"] == sum(s for name, s in found.seconds.items() if name != "total") > 0
-    assert found.memory.keys() == {"process"} and found.memory["process"] > 10**8
+    assert found.memory.keys() == {"process", "replay"} and found.memory["process"] > 10**8
+    assert found.memory["replay"] == 0
     log = trained(wanted)
     assert len(log) == found.steps and not any(line["skipped"] for line in log)
     probes = [json.loads(line) for line in Path("run/probes.jsonl").read_text().splitlines()]
@@ -122,6 +128,64 @@ def test_what_there_is_not_enough_of_is_said(folder: Path, monkeypatch: pytest.M
     assert updates.startswith("the second step made no update (the samples of each prompt have equal scores")
 
 
+def test_rewards_are_tried_in_the_batches_of_the_run_and_within_its_time(folder: Path) -> None:
+    Path("picky.py").write_text(
+        "import time\n\nclass Picky:\n    name, abstains = 'picky', False\n\n    def score(self, media):\n"
+        "        assert len(media) <= 3\n        return media.tensor[:, 0, 0].double()\n\n"
+        "class Hanging(Picky):\n    def score(self, media):\n        time.sleep(60)\n"
+    )
+    rollout = {"prompts_per_step": 4, "steps": 2, "batch_size": 3, "reward_timeout": 0.3}
+    for name in ("Picky", "Hanging"):
+        wanted = config(
+            max_steps=2,
+            eval_steps=0,
+            rollout=rollout,
+            evaluation={"prompts": 2, "watch": [{"name": f"picky.py:{name}"}]},
+        )
+        if name == "Picky":
+            assert not planned(wanted).warnings
+        else:
+            with pytest.raises(PluginError, match="reward 'picky' took more than 0.3 seconds for 2 clips"):
+                planned(wanted)
+
+
+@pytest.mark.parametrize(("kept", "steps"), [(0, 4), (1, 4), (3, 6), (9, 4)])
+def test_pairs_that_are_replayed_add_their_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kept: int, steps: int
+) -> None:
+    """What the last step holds more than the second: its own and the replayed pairs, apart and joined."""
+    held: list[int] = []
+    cat = PairPool.cat
+
+    def joined(parts: Sequence[PairPool]) -> PairPool:
+        held.append(2 * sum(_bytes(part.state_dict()) for part in parts))
+        return cat(parts)
+
+    monkeypatch.setattr("dragon.trainer.PairPool.cat", staticmethod(joined))
+    wanted = config(max_steps=steps, eval_steps=0, save_steps=0, update={"replay_steps": kept})
+    found = planned(wanted)
+    in_two_steps, held[:] = max(held), []
+    assert len(list(build_run(wanted).trainer().run())) == steps
+    assert found.memory["replay"] == max(held) - in_two_steps
+    assert (found.memory["replay"] > 0) == (kept > 1)
+
+
+def test_a_full_disk_is_met_where_the_run_would_meet_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Path] = []
+
+    def full(tensors: object, path: Path) -> None:
+        tried.append(path)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dragon.checkpoint.save_file", full)
+    (folder / "runs").mkdir()
+    with pytest.raises(Unwritable) as caught:
+        planned(config(output_dir="runs/deep/run"))
+    assert "what is tried cannot be written to 'runs': No space left on device" in str(caught.value)
+    assert "`dragon train` would fail here, too" in str(caught.value) and "resume" not in str(caught.value)
+    assert tried[0].parents[3].resolve() == folder / "runs" and not list((folder / "runs").iterdir())
+
+
 def test_a_watch_for_reward_hacking_costs_its_reward_at_every_step(folder: Path) -> None:
     Path("slow.py").write_text(
         "import time\n\nclass Slow:\n    name, abstains = 'slow', False\n\n    def score(self, media):\n"
@@ -148,10 +212,11 @@ def test_the_command_prints_a_page_or_json_and_flags_win(folder: Path, capsys: p
     assert main(["plan", "run.yaml", "--json", "--max_steps", "3", "--hours", "2"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["steps"] == 3 and found["generations"]["training"] == 48
-    assert main(["plan", "run.yaml", "--max_steps", "3", "--hours", "1e-9"]) == 0
+    assert main(["plan", "run.yaml", "--max_steps", "3", "--hours", "1e-9", "--update.replay_steps", "3"]) == 0
     page = capsys.readouterr()
     assert "steps        3: 12 prompts, each 6 times; 9 updates" in page.out and "warning: the run takes" in page.out
-    assert "making two steps" in page.err
+    assert "the peak of two steps; replayed pairs will add " in page.out
+    assert "of one process on this machine" in page.out and "making two steps" in page.err
 
 
 @pytest.mark.parametrize("hours", ["soon", "-1", "nan"])

@@ -13,6 +13,7 @@ from dragon.contrast import Influence, LeaveOneOut, Swap, all_pairs, best_worst,
 from dragon.errors import ConfigError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.scoring import Scored, Scoring, Split, WeightedReward, why_no_pairs
+from dragon.verdicts import Verdicts
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def media(seed: int = 0) -> Media:
 
 
 def split(scoring: Scoring, seed: int = 0) -> tuple[Scored, Split]:
-    scored = scoring.score(media(seed), range(M * K), (M, K), batch_size=5)
+    scored = scoring.scored(scoring.judge(media(seed), range(M * K)), (M, K))
     return scored, scoring.split(scored, Generator().manual_seed(seed))
 
 
@@ -113,9 +114,11 @@ def test_abstention_of_an_instance_reward_holds_in_a_search() -> None:
 
 def test_rewards_are_scored_batch_by_batch_with_the_same_result() -> None:
     scoring = Scoring([WeightedReward(Centre()), WeightedReward(Height())], Swap())
-    whole, parts = (scoring.score(media(), range(M * K), (M, K), size) for size in (100, 4))
-    assert torch.equal(whole.features["centre"], parts.features["centre"])
-    assert torch.equal(whole.scores["height"], parts.scores["height"])
+    clips = media()
+    parts = [scoring.judge(clips.rows(rows), rows) for rows in (range(4), range(4, 5), range(5, M * K))]
+    whole, cut = (scoring.scored(said, (M, K)) for said in (scoring.judge(clips, range(M * K)), Verdicts.cat(parts)))
+    assert torch.equal(whole.features["centre"], cut.features["centre"])
+    assert torch.equal(whole.scores["height"], cut.scores["height"])
 
 
 def test_the_state_goes_on_where_it_was() -> None:
@@ -147,7 +150,7 @@ def test_a_set_reward_that_breaks_its_contract_is_named() -> None:
         def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
             return torch.full((len(members),), torch.nan)
 
-    with pytest.raises(PluginError, match=r"set reward 'centre' embedded 5 clips as \(5, 2\)"):
+    with pytest.raises(PluginError, match=r"set reward 'centre' embedded 18 clips as \(18, 2\)"):
         split(Scoring([WeightedReward(Flat())], Swap()))
     with pytest.raises(NotFinite, match=r"'centre' made NaN or infinity for prompt 'prompt \d', seed \d+"):
         split(Scoring([WeightedReward(Holes())], Swap()))

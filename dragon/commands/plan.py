@@ -45,9 +45,12 @@ def _lines(config: TrainConfig, found: Plan) -> list[str]:
 
     made, seconds, disk = found.generations, found.seconds, found.disk
     stages = ", ".join(f"{name} {value:.2f} s" for name, value in found.step_seconds.items())
-    memory = f"at most {readable(found.memory['process'])}"
+    memory = f"{readable(found.memory['process'])}, the peak of two steps"
     if "gpu" in found.memory:
-        memory += f", and {readable(found.memory['gpu'])} on {config.device}"
+        memory = f"{readable(found.memory['gpu'])} on {config.device} and {memory}"
+    if found.memory["replay"]:
+        memory += f"; replayed pairs will add {readable(found.memory['replay'])}"
+        memory += f" on {config.device}" if "gpu" in found.memory else ""
     return [
         f"steps        {found.steps}: {found.prompts:,} prompts, each {found.epochs:.3g} times; "
         f"{found.updates:,} updates",
@@ -55,7 +58,8 @@ def _lines(config: TrainConfig, found: Plan) -> list[str]:
         f"evaluation {made['evaluation']:,}",
         f"one step     {stages}",
         f"time         {_time(seconds['total'])}: "
-        + ", ".join(f"{name} {_time(value)}" for name, value in seconds.items() if name != "total"),
+        + ", ".join(f"{name} {_time(value)}" for name, value in seconds.items() if name != "total")
+        + "; of one process on this machine, as busy as it is now",
         f"memory       {memory}",
         f"disk         {readable(disk['total'])}: "
         + ", ".join(f"{name} {readable(value)}" for name, value in disk.items() if name != "total")

@@ -48,7 +48,7 @@ def mixed(unit: float, weight: float) -> torch.Tensor:
     specs = RewardSpec("mine.py:level", {"unit": unit}), RewardSpec("mixed_changes", {}, weight)
     rewards = [WeightedReward(build("reward", spec), spec.weight) for spec in specs]
     scoring = Scoring(rewards, best_worst())
-    scored = scoring.score(clips(), range(12), (3, 4), batch_size=5)
+    scored = scoring.scored(scoring.judge(clips(), range(12)), (3, 4))
     return scoring.split(scored, torch.Generator()).scores
 
 
