@@ -6,9 +6,11 @@ object that is called with it; it never changes what is trained.
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from statistics import fmean, variance
 from typing import Any
 
@@ -35,7 +37,7 @@ def stopping_reason(callbacks: Sequence[Callback], report: Report) -> str:
             reason = callback(report)
         except DragonError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a run is left by a reason to stop, not by sys.exit()
             raise PluginError(
                 f"callback {_name(callback)} raised {type(error).__name__} at step {report.step}: {error}; mend it, "
                 "or go on without it by --callbacks '[]'"
@@ -51,18 +53,40 @@ def stopping_reason(callbacks: Sequence[Callback], report: Report) -> str:
 
 
 def callbacks_state(callbacks: Sequence[Callback]) -> list[dict[str, Any]]:
-    """What each callback remembers, as JSON values: part of a checkpoint."""
-    return [
-        {"callback": _name(callback), "state": callback.state_dict() if hasattr(callback, "state_dict") else {}}
-        for callback in callbacks
-    ]
+    """What each callback remembers, as JSON values: part of a checkpoint.
+
+    Raises:
+        PluginError: a callback's `state_dict` raised, or gave something else.
+    """
+    found = []
+    for callback in callbacks:
+        with _blamed(callback, "state_dict", "JSON values"):
+            state = callback.state_dict() if hasattr(callback, "state_dict") else {}
+            found.append({"callback": _name(callback), "state": json.loads(json.dumps(state))})
+    return found
 
 
 def load_callbacks_state(callbacks: Sequence[Callback], states: Sequence[Mapping[str, Any]]) -> None:
-    """Gives back what `callbacks_state` took; a callback that was not there, in that place, starts anew."""
+    """Gives back what `callbacks_state` took; a callback that was not there, in that place, starts anew.
+
+    Raises:
+        PluginError: a callback cannot take it.
+    """
     for callback, stored in zip(callbacks, states, strict=False):  # a resumed run may have other callbacks
         if stored["callback"] == _name(callback) and hasattr(callback, "load_state_dict"):
-            callback.load_state_dict(stored["state"])
+            with _blamed(callback, "load_state_dict", "that it takes what its state_dict gave"):
+                callback.load_state_dict(stored["state"])
+
+
+@contextmanager
+def _blamed(callback: Callback, method: str, expected: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise PluginError(
+            f"callback {_name(callback)}: {method} failed ({type(error).__name__}: {error}); expected {expected}; mend "
+            "it, or go on without it by --callbacks '[]'"
+        ) from error
 
 
 class StopWhen:

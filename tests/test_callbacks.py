@@ -246,6 +246,25 @@ def test_a_callback_that_breaks_its_contract_is_named() -> None:
         stopping_reason([wrong], report(3))
 
 
+def test_a_callback_whose_memory_is_no_json_or_that_leaves_the_program_is_named() -> None:
+    class Odd:
+        def __call__(self, report: Any) -> None:
+            raise SystemExit(3)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"reward": torch.zeros(1)}
+
+        def load_state_dict(self, state: Any) -> None:
+            raise KeyError("row")
+
+    with pytest.raises(PluginError, match="Odd raised SystemExit at step"):
+        stopping_reason([Odd()], report())
+    with pytest.raises(PluginError, match="Odd: state_dict failed .*expected JSON values"):
+        callbacks_state([Odd()])
+    with pytest.raises(PluginError, match="Odd: load_state_dict failed .KeyError"):
+        load_callbacks_state([Odd()], [{"callback": Odd.__qualname__, "state": {}}])
+
+
 def test_every_callback_is_called_even_when_one_stops() -> None:
     seen: list[int] = []
 
