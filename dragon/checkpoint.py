@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ def save(
     *,
     versions: Mapping[str, object] | None = None,
     score: float | None = None,
+    score_of: str = "",
     keep: int = 3,
     extra: Callable[[Path], None] | None = None,
 ) -> Path:
@@ -63,6 +64,7 @@ def save(
 
     state: dicts (text keys) and lists with tensors, numbers, text, bools and None as leaves.
     versions: what the state was made with (JSON values). score: how good it is, higher is better; None or NaN: unknown.
+    score_of: what it measures; only scores of one measure are compared, that of the newest checkpoint.
     extra: writes further files into the folder it is given (the adapter in its own format).
     Checkpoints of later steps belong to a run that was abandoned by resuming an earlier one: see `put_aside`.
 
@@ -88,7 +90,7 @@ def save(
             )
             if extra is not None:
                 extra(partial)
-            _seal(partial, step, score)
+            _seal(partial, step, score, score_of)
             place = _put_in_place(partial, root / f"step-{step:06d}")
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -106,7 +108,7 @@ def latest(folder: str | Path) -> Path | None:
 def best(folder: str | Path) -> Path | None:
     """The undamaged checkpoint with the highest score, the newest of several; those without a score come last."""
     found = [path for _, path in _newest_first(Path(folder))]
-    return _first_whole(sorted(found, key=_score, reverse=True))  # stable: the newest first
+    return _first_whole(_best_first(found))
 
 
 def put_aside(folder: str | Path, *, after: int) -> None:
@@ -139,7 +141,7 @@ def load(path: str | Path) -> Checkpoint:
         content = json.loads((path / "state.json").read_text(encoding="utf-8"))
         step = int(json.loads((path / "manifest.json").read_text(encoding="utf-8"))["step"])
         state = _join(content["state"], tensors)
-        score = _score(path)
+        score, _ = _score(path)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ConfigError(f"checkpoint {path} cannot be read: {error}; it was written by another version") from error
     assert isinstance(state, dict)
@@ -223,12 +225,13 @@ def _clear_away(root: Path) -> None:
             shutil.rmtree(left)
 
 
-def _seal(partial: Path, step: int, score: float | None) -> None:
+def _seal(partial: Path, step: int, score: float | None, score_of: str) -> None:
     """The manifest, and everything on the disk: a rename must not reach it before the content does."""
     files = sorted(p for p in partial.rglob("*") if p.is_file())
     hashes = {p.relative_to(partial).as_posix(): _sha256(p) for p in files}
     known = score if score is not None and math.isfinite(score) else None
-    _write_json(partial / "manifest.json", {"version": VERSION, "step": step, "score": known, "files": hashes})
+    manifest = {"version": VERSION, "step": step, "score": known, "score_of": score_of, "files": hashes}
+    _write_json(partial / "manifest.json", manifest)
     for path in [*partial.rglob("*"), partial]:
         _to_disk(path)
 
@@ -250,7 +253,7 @@ def _prune(root: Path, keep: int) -> None:
     found = [path for _, path in _newest_first(root)]
     if keep <= 0 or len(found) <= keep:
         return
-    top = max(found, key=_score)  # the newest of several
+    top = _best_first(found)[0]
     for path in found[keep:]:
         if path != top:
             doomed = path.with_name(f".partial-{path.name}")  # half deleted it must not look like a damaged one
@@ -276,13 +279,21 @@ def _newest_first(root: Path) -> list[tuple[int, Path]]:
     return sorted(found, key=lambda f: (f[0], not f[1].name.startswith(".")), reverse=True)
 
 
-def _score(path: Path) -> float:
-    """As the manifest says; minus infinity where it says nothing."""
+def _best_first(newest_first: Sequence[Path]) -> list[Path]:
+    """By score, the newest of equals first; a score that measures something else than the newest's comes last."""
+    scores = {path: _score(path) for path in newest_first}
+    measure = next((of for _, of in scores.values()), "")
+    return sorted(newest_first, key=lambda p: scores[p][0] if scores[p][1] == measure else -math.inf, reverse=True)
+
+
+def _score(path: Path) -> tuple[float, str]:
+    """Score and what it measures, as the manifest says; minus infinity where it says nothing."""
     try:
-        score = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return -math.inf
-    return float(score) if isinstance(score, (int, float)) else -math.inf
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        score, measure = manifest["score"], str(manifest.get("score_of", ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return -math.inf, ""
+    return float(score) if isinstance(score, (int, float)) else -math.inf, measure
 
 
 def _split(value: object, key: str, tensors: dict[str, Tensor]) -> object:

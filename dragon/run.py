@@ -82,14 +82,16 @@ def train(
                 progress=progress,
             )
         weights = trainer.ema_weights()
-        final, began = start.folder / "final", start.checkpoint.step if start.checkpoint else -1
-        # as the main process sees it: another might look when the folder is there already
-        if processes.gather_values(trainer.step > began or not final.is_dir())[0]:
-            write = weights_writer(run.policy, weights)
-            with processes.together():
-                if processes.main:
-                    save_final(write, final, needed=sum(value.nbytes for value in weights.values()))
-        return measure(run, start.folder, weights, say, progress, processes)
+        write = weights_writer(run.policy, weights)
+        with processes.together():
+            if processes.main:  # also those of a finished run: it may have been extended and stopped since
+                save_final(write, start.folder / "final", needed=sum(value.nbytes for value in weights.values()))
+        try:
+            return measure(run, start.folder, weights, say, progress, processes)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; the weights are in {start.folder / 'final'}; go on with: dragon evaluate {start.folder}"
+            ) from None
 
 
 def measure(

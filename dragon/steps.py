@@ -18,6 +18,7 @@ from dragon.build import Run
 from dragon.callbacks import callbacks_state, load_callbacks_state, stopping_reason
 from dragon.collect import Progress
 from dragon.config import TrainConfig, to_dict, trackers
+from dragon.errors import DragonError
 from dragon.files import writing
 from dragon.interrupts import Interrupts
 from dragon.policy.storing import weights_writer
@@ -77,16 +78,24 @@ def learn(
                 if reason:
                     say(f"stopped after step {trainer.step}: {reason}")
                     break
-                if save.sharded and any(processes.gather_values(interrupts.arrived)):
+                # an interrupt that somebody's code has swallowed still counts
+                if any(processes.gather_values(interrupts.arrived)) if save.sharded else interrupts.arrived:
                     raise KeyboardInterrupt
             if save.step != trainer.step:
                 save()
+        except Exception as error:
+            # a signal now (a launcher sends one when a process has failed) waits: the state must be a whole step's
+            with interrupts.held():
+                trainer.go_back()
+                if processes.main and not save.sharded and not save.failed and trainer.step not in (0, save.step):
+                    try:
+                        say(f"the last whole step was saved: {save(alone=True)}")
+                    except DragonError as second:
+                        say(f"the last whole step could not be saved: {second}")
+                raise error
         except KeyboardInterrupt:
+            trainer.go_back()
             raise Interrupted(save.on_interrupt()) from None
-        except Exception:
-            if processes.main and not save.sharded and not save.failed and trainer.step not in (0, save.step):
-                say(f"the last whole step was saved: {save(alone=True)}")
-            raise
 
 
 class _Saver:
@@ -112,8 +121,12 @@ class _Saver:
         self._processes, self._interrupts = processes, interrupts
         self._folder = start.folder / "checkpoints"
         self.sharded = is_sharded(trainer.learner.parameters)
-        self.step = trainer.step if start.checkpoint is not None else -1
+        here = self._folder / f"step-{trainer.step:06d}"
+        from_here = start.checkpoint is not None and start.checkpoint.folder.resolve() == here.resolve()
+        self.step = trainer.step if from_here else -1
         self.score, self.failed = math.nan, False
+        rewards = ", ".join(f"{w.weight:g} {w.reward.name}" for w in run.rewards)
+        self._score_of = ("held-out win rate of " if config.eval_steps else "mean training reward of ") + rewards
         self.rewards: list[float] = []
 
     def __call__(self, alone: bool = False) -> Path:
@@ -142,6 +155,7 @@ class _Saver:
             to_dict(self._config),
             versions=self._made_with,
             score=self.score,
+            score_of=self._score_of,
             keep=self._config.save_total_limit,
             extra=lambda partial: write_weights(partial / "weights"),
         )

@@ -179,6 +179,14 @@ def test_the_best_is_kept_beside_the_newest_and_can_be_asked_for(tmp_path: Path)
         assert checkpoint.best(tmp_path) == tmp_path / "step-000007"
 
 
+def test_scores_of_another_measure_are_not_compared(tmp_path: Path) -> None:
+    """A mean reward of 35 is not better than a win rate of 0.7."""
+    for step, score, measure in ((1, 35.0, "reward"), (2, 0.7, "win rate"), (3, 0.6, "win rate")):
+        checkpoint.save(tmp_path, step, {}, {}, keep=1, score=score, score_of=measure)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000002", "step-000003"]
+    assert checkpoint.best(tmp_path) == tmp_path / "step-000002"
+
+
 def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         path = checkpoint.save(tmp_path, step, {}, {}, score=float("nan"))

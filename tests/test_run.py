@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +20,9 @@ import yaml
 from dragon import checkpoint, run, runfolder, steps
 from dragon.commands.arguments import _flags_of_bools
 from dragon.config import ResumeConfig, TrainConfig, from_dict
+from dragon.diffusion.ema import Ema
 from dragon.errors import ConfigError, Unwritable
+from dragon.learner import Learner
 from dragon.runfolder import check_folder, what_cannot_be_equal
 
 VALUES: dict[str, object] = {
@@ -153,6 +157,71 @@ def test_two_signals_while_a_checkpoint_is_written_wait_for_it(monkeypatch: pyte
     assert len(Path("out/log.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_signal_while_a_failed_step_is_taken_back_does_not_save_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a launch: one process fails, and the launcher stops the others while they go back."""
+    run.train(config(max_steps=3, save_steps=0), say=lambda text: None)
+    update, load = Learner.update, Ema.load_state_dict
+    calls: list[str] = []
+
+    def failing(self: Learner, *arguments: Any, **keywords: Any) -> Any:
+        found = update(self, *arguments, **keywords)
+        calls.append("update")
+        if len(calls) == 11:  # the second update of the fourth step
+            raise RuntimeError("boom")
+        return found
+
+    def stopped(self: Ema, state: Any) -> None:
+        if len(calls) == 11:
+            calls.append("signal")
+            signal.raise_signal(signal.SIGTERM)
+        load(self, state)
+
+    monkeypatch.setattr(Learner, "update", failing)
+    monkeypatch.setattr(Ema, "load_state_dict", stopped)
+    with pytest.raises(steps.Interrupted, match="saved broken/checkpoints/step-000003"):
+        run.train(config(output_dir="broken", max_steps=6, save_steps=0), say=lambda text: None)
+    assert calls[-1] == "signal"
+    whole, broken = (checkpoint.load(f"{place}/checkpoints/step-000003").state for place in ("out", "broken"))
+    assert str(broken["learner"]) == str(whole["learner"])
+
+
+def test_a_signal_that_somebodys_code_swallows_still_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = Learner.follow
+
+    def deaf(self: Learner) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        follow(self)
+
+    monkeypatch.setattr(Learner, "follow", deaf)
+    with pytest.raises(steps.Interrupted, match="saved out/checkpoints/step-000001"):
+        run.train(config(max_steps=5), say=lambda text: None)
+
+
+def test_an_interrupt_before_the_first_new_step_names_a_checkpoint_that_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run.train(config(), say=lambda text: None)
+    monkeypatch.setattr(Learner, "update", lambda self, *rest, **more: signal.raise_signal(signal.SIGINT))
+    elsewhere = config(output_dir="new", resume_from_checkpoint="out/checkpoints/step-000002", max_steps=4)
+    with pytest.raises(steps.Interrupted, match="saved new/checkpoints/step-000002"):
+        run.train(elsewhere, say=lambda text: None)
+    assert checkpoint.latest("new/checkpoints") == Path("new/checkpoints/step-000002")
+
+
+def test_a_run_that_was_extended_and_stopped_before_its_end_gets_the_new_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run.train(config(), say=lambda text: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "save_final", full)
+        with pytest.raises(OSError, match="No space"):
+            run.train(resumed(), say=lambda text: None)
+    run.train(resumed(), say=lambda text: None)
+    stored = [next(Path(place).glob("*.safetensors")) for place in ("out/final", "out/checkpoints/step-000003/weights")]
+    assert stored[0].read_bytes() == stored[1].read_bytes()
+
+
 def test_a_callback_stops_a_run_that_is_saved_and_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     stop = [{"name": "stop_when", "options": {"figure": "reward", "above": -1e9}}]
@@ -169,7 +238,7 @@ def full(*arguments: object, **keywords: object) -> None:
 def test_a_disk_that_is_full_at_a_checkpoint_ends_the_run_with_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     seal = checkpoint._seal
     monkeypatch.setattr(
-        checkpoint, "_seal", lambda place, step, score: full() if step == 2 else seal(place, step, score)
+        checkpoint, "_seal", lambda place, step, *rest: full() if step == 2 else seal(place, step, *rest)
     )
     said: list[str] = []
     with pytest.raises(Unwritable, match=r"step 2 cannot be written.*No space.*last complete one is .*step-000001"):
