@@ -1,5 +1,7 @@
 """From a set's reward to D+ and D-: which way gains most, an iteration and a minute. Part of benchmarks/set_tuning.py.
 
+Minutes are those of the fastest seed, since other work may have shared the machine with the rest.
+
 All ways end near the same distance, so what tells them apart is the way there: the reward of each iteration's own 64
 samples, as training logged it. Random labels at the same seed saw the same prompts and noise, so their reward is taken
 off, iteration by iteration, and with it what a set owes to its prompts.
@@ -66,7 +68,8 @@ def lines(rows: Sequence[dict], names: dict[str, str], control: str, parts: Sequ
         cells = [names[key], str(len(seeds))]
         cells += [_over_seeds([gain[first - 1 : last].mean() for gain, _ in seeds]) for first, last in parts]
         half = [half_way(gain) for gain, _ in seeds]
-        cells += [_over_seeds(half, 0), _over_seeds([m[h - 1] for h, (_, m) in zip(half, seeds, strict=True)])]
+        minutes = min((minutes for _, minutes in seeds), key=lambda minutes: minutes[-1])
+        cells += [_over_seeds(half, 0), f"{np.mean([minutes[h - 1] for h in half]):.1f}"]
         table.append("| " + " | ".join([*cells, f"{100 * row['search_share']:.1f} %"]) + " |")
     return table
 
@@ -81,7 +84,8 @@ def picture(rows: Sequence[dict], names: dict[str, str], control: str, path: Pat
         colour = COLOURS[place]
         gains = np.stack([smooth(gain) for gain, _ in seeds])
         mean, steps = gains.mean(0), np.arange(1, gains.shape[1] + 1)
-        for axes, x in ((left, steps), (right, np.mean([minutes for _, minutes in seeds], axis=0))):
+        minutes = min((minutes for _, minutes in seeds), key=lambda minutes: minutes[-1])
+        for axes, x in ((left, steps), (right, minutes)):
             axes.plot(x, mean, color=colour, label=names[key])
             axes.fill_between(x, gains.min(0), gains.max(0), color=colour, alpha=0.15, linewidth=0)
     left.set(xlabel="iteration", ylabel="dataset FAD below random labels'")

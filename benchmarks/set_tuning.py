@@ -147,7 +147,8 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         "tuned set of 16 prompts beats a base set of 16 others, with a 95 % interval; that of a clip's reward is how "
         "often a tuned sample beats a base sample of the same prompt. 50 is no change. The target of a row is bold. "
         "Exemplars are disco clips; FAD columns are distances to 400 other disco clips in the codec's latents, Vendi "
-        "is in the judge's space, neither is trained on. Disco: share of clips that the readers hear as disco.",
+        "is in the judge's space, neither is trained on. Disco: share of clips that the readers hear as disco. "
+        "Minutes: training of the fastest seed, one thread.",
         "",
         "| row | seeds | minutes | target | dataset FAD | per-song FAD | Vendi | disco | CLAP | judge | diversity "
         "| gap share | search |",
@@ -186,7 +187,8 @@ def _assignments(rows: list[dict]) -> list[str]:
         "How far the dataset FAD of an iteration's own 64 samples lies below that of random labels at the same "
         "iteration and seed (the same prompts and noise): mean over iterations, and in brackets the range of seeds. "
         f"Half: of the mean of the last {credit_curves.LAST} iterations, on a curve smoothed over "
-        f"{credit_curves.WINDOW}. Influence spends its first four iterations on filling its queue.",
+        f"{credit_curves.WINDOW}. Minutes are of the fastest seed. Influence spends its first four iterations on "
+        "filling its queue.",
         "",
         f"![Dataset FAD below random labels' by iteration and by minutes]({place.name})",
         "",
