@@ -44,7 +44,7 @@ test-all: $(DEV)
 test-laion:
 	$(PYTHON) -m venv build/laion
 	build/laion/bin/python -m pip install -q --disable-pip-version-check -e '.[laion]' 'pytest>=8.0' 'pytest-timeout>=2.3'
-	HF_HUB_OFFLINE=1 build/laion/bin/python -m pytest -q -m slow --timeout=3600 tests/encoders/test_laion.py
+	HF_HUB_OFFLINE=1 build/laion/bin/python -m pytest -q -m slow --timeout=3600 $(ARGS) tests/encoders/test_laion.py
 
 check: lint types test
 
