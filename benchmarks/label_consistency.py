@@ -143,7 +143,7 @@ def page(figures: Mapping[str, dict], settings: str) -> str:
         lines += ["", f"## {name}", "", "| labels by | " + " | ".join(f"{count} pairs" for count in counts) + " |"]
         lines.append("| --- |" + " --- |" * len(counts))
         for method, cells in found["agreement"].items():
-            shown = [f"{100 * m:.0f} [{100 * lo:.0f}, {100 * hi:.0f}]" for m, lo, hi in cells.values()]
+            shown = [f"{100 * m:.0f} [{100 * lo:.0f}, {100 * min(hi, 1):.0f}]" for m, lo, hi in cells.values()]
             lines.append(f"| {method} | " + " | ".join(shown) + " |")
         lines += [
             "",
