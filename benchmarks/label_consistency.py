@@ -133,7 +133,7 @@ def page(figures: Mapping[str, dict], settings: str) -> str:
     lines = [
         "# Do a step's labels agree with the whole distribution's?",
         "",
-        f"Made by `python benchmarks/label_consistency.py`: {settings}. A cell is the share of pairs (two samples of a "
+        f"Made by `python benchmarks/label_consistency.py {settings}. A cell is the share of pairs (two samples of a "
         "prompt) whose better clip, by a set of so many pairs, is also the better one by its influence on a set of "
         "half of these clips, none of which the label knows, with a 95 % interval over draws; chance is 50 %.",
     ]
@@ -166,7 +166,8 @@ def main(work: Path, clips: int, draws: int, out: Path) -> None:
     }
     print(json.dumps(figures, indent=1))
     settings = (
-        f"{clips:,} clips of the untuned model (8 steps, guidance 2, two a prompt of mini:open_train), {draws} draws, "
+        f"--clips {clips} --draws {draws}`: {clips:,} clips of the untuned model (8 steps, guidance 2, two a prompt "
+        f"of mini:open_train), {draws} draws, "
         f"{platform.machine()}, torch {torch.__version__}"
     )
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -212,8 +212,16 @@ def _exchanged(parameters: Mapping[str, Parameter], values: Mapping[str, Tensor]
             p.data = values[name].detach().to(p.device, p.dtype)
         yield
     finally:
-        for name, p in parameters.items():
-            p.data = before[name]
+        try:
+            _give_back(parameters, before)
+        except KeyboardInterrupt:  # some would keep the other's storage, and what is saved next would be wrong
+            _give_back(parameters, before)
+            raise
+
+
+def _give_back(parameters: Mapping[str, Parameter], storage: Mapping[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        p.data = storage[name]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dragon.errors import ConfigError, ShapeError
+from dragon.policy import tuning
 from dragon.policy.tuning import FullTuning, LoraTuning, swapped
 from dragon.sharding import is_sharded, whole
 
@@ -235,3 +236,22 @@ def test_sharded_weights_are_tuned_seen_and_stored_like_whole_ones(net, x, kind,
     assert torch.equal(other(x), trained)
     tuning.load(str(tmp_path))
     assert torch.allclose(net(x), trained, atol=1e-6)
+
+
+def test_an_interrupt_while_weights_return_leaves_none_of_the_others_behind(monkeypatch) -> None:
+    """Else an averaged weight would stand where the trained one was, and be saved as it."""
+    parameters = {name: torch.nn.Parameter(torch.zeros(2)) for name in "abc"}
+    storage = {name: p.data_ptr() for name, p in parameters.items()}
+    give_back, calls = tuning._give_back, []
+
+    def interrupted(some, before):
+        calls.append(len(some))
+        if len(calls) == 1:
+            give_back({"a": some["a"]}, before)
+            raise KeyboardInterrupt
+        give_back(some, before)
+
+    monkeypatch.setattr(tuning, "_give_back", interrupted)
+    with pytest.raises(KeyboardInterrupt), tuning.swapped(parameters, {name: torch.ones(2) for name in "abc"}):
+        pass
+    assert len(calls) == 2 and {name: p.data_ptr() for name, p in parameters.items()} == storage
