@@ -98,6 +98,21 @@ def test_an_error_that_the_main_process_cannot_know_is_said_with_its_number(monk
     assert capsys.readouterr().err == "dragon plugins: process 3: a score is nan\n"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_that_another_process_has_stopped_is_no_mistake_of_the_user_and_said_once(monkeypatch, capsys, rank) -> None:
+    from dragon.commands import plugins
+    from dragon.errors import OtherProcess
+
+    def left(arguments: list[str]) -> None:
+        raise OtherProcess("process 3 of 4 has stopped: NotFinite: a score is nan")
+
+    monkeypatch.setattr(plugins, "run", left)
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert main(["plugins"]) == 1
+    assert bool(capsys.readouterr().err) is (rank == 0)
+
+
 @pytest.fixture
 def launch(tmp_path: Path, root: Path):
     """`accelerate launch` of two processes on a CPU, in a group of their own as a terminal would make it."""

@@ -343,9 +343,9 @@ def test_two_real_processes_equal_one(case: str, tmp_path: Path, root: Path) -> 
 @pytest.mark.parametrize(
     ("case", "statuses", "first", "second"),
     [
-        ("one_raises", [1, 2], "process 1 of 2 has stopped: PluginError: reward 'height' raised ValueError: no more",
+        ("one_raises", [2, 2], "process 1 of 2 has stopped: PluginError: reward 'height' raised ValueError: no more",
          "reward 'height' raised ValueError: no more of these for 6 clips, the first for prompt"),
-        ("one_is_killed", [1, -9], "another process of this run is gone", ""),
+        ("one_is_killed", [2, -9], "another process of this run is gone", ""),
     ],
 )  # fmt: skip
 def test_no_process_waits_for_one_that_has_stopped(

@@ -22,6 +22,9 @@ import yaml
 from dragon.cli import main
 
 REWARDS = """
+import time
+
+
 class Height:
     name, abstains = "height", False
 
@@ -37,6 +40,12 @@ class Narrow:
 
     def score_sets(self, features, members):
         return -features[members][..., 1].flatten(1).var(1)
+
+
+class Slow(Narrow):
+    def embed(self, media):
+        time.sleep(0.06)  # a step's least time: a fast machine must not end the run before it was killed often enough
+        return super().embed(media)
 
 
 def loud(audio, prompts):
@@ -230,7 +239,8 @@ def test_n_steps_a_kill_and_n_steps_are_2n_steps(train, tmp_path: Path, case: st
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_random_moments_change_nothing(train) -> None:
     """Half of them while a checkpoint is written; the others anywhere, the start of the process included."""
-    config = TOY | INFLUENCE | {"max_steps": 120, "eval_steps": 40, "save_total_limit": 2}
+    slow = {"rewards": [{"name": "rewards_here.py:Slow"}, {"name": "rewards_here.py:Height"}]}
+    config = TOY | INFLUENCE | slow | {"max_steps": 120, "eval_steps": 40, "save_total_limit": 2}
     finished(train("whole", config), Path("whole"), 600)
     chance = random.Random(0)
     moments: list[Wait] = []
@@ -240,7 +250,7 @@ def test_twenty_kills_at_random_moments_change_nothing(train) -> None:
         elif kill % 4:
             moments.append(_further(after_steps, chance.randrange(4), chance.uniform(0, 0.2)))
         else:
-            moments.append(after_seconds(chance.uniform(0, 2)))
+            moments.append(after_seconds(chance.uniform(0, 1.5)))
     assert killed_again_and_again(train, "broken", config, moments) == 20
     same(Path("whole"), Path("broken"), 120)
 
