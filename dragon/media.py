@@ -82,6 +82,10 @@ class Cond:
             {k: v[torch.as_tensor(list(index), dtype=torch.long, device=v.device)] for k, v in self.tensors.items()}
         )
 
+    def to(self, device: torch.device) -> Cond:
+        """The conditions on `device`."""
+        return Cond({k: v.to(device) for k, v in self.tensors.items()})
+
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:
         """All rows of `parts`, one after another."""

@@ -27,7 +27,18 @@ T = TypeVar("T")
 BUILT_IN: dict[str, dict[str, str]] = {
     "policy": {
         "mini": "dragon.policy.mini:MiniPolicy",
+        "pipeline": "dragon.policy.pipeline:PipelinePolicy",
         "toy": "dragon.policy.toy:ToyPolicy",
+    },
+    "family": {
+        "AceStepPipeline": "dragon.policy.ace_step:AceStep",
+        "AudioLDM2Pipeline": "dragon.policy.audioldm2:AudioLDM2",
+        "LongCatAudioDiTPipeline": "dragon.policy.longcat:LongCat",
+        "MusicLDMPipeline": "dragon.policy.musicldm:MusicLDM",
+        "StableAudio3Pipeline": "dragon.policy.stable_audio_3:StableAudio3",
+        "StableAudioPipeline": "dragon.policy.stable_audio:StableAudio",
+        "StableDiffusion3Pipeline": "dragon.policy.stable_diffusion_3:StableDiffusion3",
+        "StableDiffusionPipeline": "dragon.policy.stable_diffusion:StableDiffusion",
     },
     "reward": {
         "aesthetics": "dragon.rewards.aesthetics:Aesthetics",

@@ -16,7 +16,17 @@ from dragon.diffusion.denoiser import Denoise, Denoiser, Guided
 from dragon.diffusion.ema import Ema
 from dragon.diffusion.matching import denoising_error, logit_normal_sigmas, lognormal_sigmas, uniform_flow_sigmas
 from dragon.diffusion.sampling import NoiseSource, SeededNoise, Step, churn, dpmpp_2m, euler, heun, last
-from dragon.diffusion.scaling import EDM, Clean, Epsilon, Flow, Scaling, VPrediction, convert_error, cosine_time
+from dragon.diffusion.scaling import (
+    EDM,
+    Clean,
+    Epsilon,
+    Flow,
+    ReversedFlow,
+    Scaling,
+    VPrediction,
+    convert_error,
+    cosine_time,
+)
 from dragon.diffusion.schedule import (
     cosine_sigmas,
     exponential_sigmas,
@@ -36,6 +46,7 @@ __all__ = [
     "Flow",
     "Guided",
     "NoiseSource",
+    "ReversedFlow",
     "Scaling",
     "SeededNoise",
     "Step",

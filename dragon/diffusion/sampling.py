@@ -61,11 +61,12 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         if len(seeds) == 0:
             raise ShapeError("SeededNoise got no seeds; expected one a sample")
-        self._generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        """One a sample, in whatever state the draws so far have left it."""
 
     def draw(self, event_shape: Sequence[int]) -> Tensor:
         """(b, *event_shape) float32 on the CPU; move it where it is needed."""
-        return torch.stack([torch.randn(tuple(event_shape), generator=g) for g in self._generators])
+        return torch.stack([torch.randn(tuple(event_shape), generator=g) for g in self.generators])
 
 
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Any = None) -> Iterator[Step]:

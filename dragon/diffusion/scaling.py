@@ -11,6 +11,7 @@ parameterisation, in the coordinates x = x0 + sigma * noise:
 | `Epsilon`     | noise                           | 1                 | -s                 | 1 / sqrt(1 + s^2) |
 | `VPrediction` | (noise - s x0) / sqrt(1 + s^2)  | 1 / (1 + s^2)     | -s / sqrt(1 + s^2) | 1 / sqrt(1 + s^2) |
 | `Flow`        | noise - x0                      | 1 / (1 + s)       | -s / (1 + s)       | 1 / (1 + s)       |
+| `ReversedFlow` | x0 - noise                     | 1 / (1 + s)       | s / (1 + s)        | 1 / (1 + s)       |
 | `Clean`       | x0                              | 0                 | 1                  | 1 / sqrt(1 + s^2) |
 
 s = sigma, sd = sigma_data, r = sqrt(s^2 + sd^2). A network of a variance-preserving process sees
@@ -166,8 +167,12 @@ class VPrediction(Scaling):
 class Flow(Scaling):
     """Velocity u = noise - x0 of the rectified flow (1 - t) x0 + t noise; the network is told t in [0, 1).
 
+    time: as for `Epsilon`; the default is t.
+
     Source: Liu et al. (2022), eq. 1; Lipman et al. (2022), their optimal-transport path.
     """
+
+    time: Callable[[Tensor], Tensor] = flow_time
 
     def c_skip(self, sigma: Tensor) -> Tensor:
         return self.c_in(sigma)
@@ -179,10 +184,42 @@ class Flow(Scaling):
         return 1 / (1 + sigma)
 
     def c_noise(self, sigma: Tensor) -> Tensor:
-        return flow_time(sigma)
+        return self.time(sigma)
 
     def target(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         return noise - x0
+
+
+def _time_left(sigma: Tensor) -> Tensor:
+    """1 - t of the flow, free of cancellation: 1 / (1 + sigma)."""
+    return 1 / (1 + sigma)
+
+
+@dataclass(frozen=True)
+class ReversedFlow(Scaling):
+    """Velocity x0 - noise of the rectified flow whose time runs the other way: 0 is noise and 1 the clean sample.
+
+    `Flow` up to the sign of F and the time. time: as for `Epsilon`; the default is 1 - t = 1 / (1 + sigma).
+
+    Source: Lipman et al. (2022), section 4, whose time this is.
+    """
+
+    time: Callable[[Tensor], Tensor] = _time_left
+
+    def c_skip(self, sigma: Tensor) -> Tensor:
+        return self.c_in(sigma)
+
+    def c_out(self, sigma: Tensor) -> Tensor:
+        return flow_time(sigma)
+
+    def c_in(self, sigma: Tensor) -> Tensor:
+        return 1 / (1 + sigma)
+
+    def c_noise(self, sigma: Tensor) -> Tensor:
+        return self.time(sigma)
+
+    def target(self, x0: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        return x0 - noise
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """A diffusion model as a policy: sampling, noising, prediction, and the frozen start beside the trained weights.
 
-Everything here is common to all models. What differs is a `Backbone`: how prompts become conditions, latents
-become clips, which denoiser and which noise levels belong to it. What is trained is a `Tuning`. A new pipeline
-is a backbone of some forty lines; `DiffusionPolicy(backbone, tuning)` then satisfies `dragon.protocols.Policy`.
+Everything here is common to all models. What differs is a `Backbone`: how prompts become conditions, noise becomes
+latents and latents become clips, which denoiser and which noise levels belong to it. What is trained is a `Tuning`.
+A new model is a backbone of some forty lines; `DiffusionPolicy(backbone, tuning)` then satisfies
+`dragon.protocols.Policy`. For diffusers' pipelines there is one backbone already (`dragon.policy.pipeline`).
 Noise levels are in the coordinates x = x0 + sigma * noise for every parameterisation (`dragon.diffusion`).
 """
 
@@ -17,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from dragon.diffusion import Denoiser, Guided, SeededNoise, dpmpp_2m, euler, heun, last
+from dragon.diffusion import Denoise, Denoiser, SeededNoise, dpmpp_2m, euler, heun, last
 from dragon.diffusion.scaling import per_row
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.media import Cond, Generation, Media
@@ -26,7 +27,7 @@ from dragon.protocols import Noising, Precision
 
 Sampler = Literal["euler", "heun", "dpmpp_2m"]
 _SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CACHED_PROMPTS = 4096
 
 
@@ -52,16 +53,16 @@ class Backbone(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def encode_prompt(self, prompt: str) -> Cond:
-        """Condition of one prompt, one row; "" is guidance's empty condition. Called without gradient."""
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
+        """Condition of each prompt, one row, whatever the others are; "" is guidance's empty condition. No gradient."""
+        ...
+
+    def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        """(b, *d) one clean sample a row of `cond`, guided away from `empty`; see `solve`. Called without gradient."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """(b, c, ...) float32 clips of (b, *d) latents. Called without gradient."""
-        ...
-
-    def sigmas(self, steps: int) -> Tensor:
-        """(steps + 1,) falling noise levels of a roll-out, the last one 0."""
         ...
 
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
@@ -72,21 +73,16 @@ class Backbone(Protocol):
 class DiffusionPolicy:
     """A `Policy` made of a backbone and a tuning of its denoiser.
 
-    sampler: of roll-outs. precision: "bfloat16" and "float16" run the network under autocast, in roll-outs and in
-    `predict`; weights, latents, predictions, losses and the optimiser's state stay float32. With float16 the learner
-    scales the loss; it runs on a CPU too, but many times slower than float32.
+    precision: "bfloat16" and "float16" run the network under autocast, in roll-outs and in `predict`; trained weights,
+    latents, predictions, losses and the optimiser's state stay float32. With float16 the learner scales the loss; it
+    runs on a CPU too, but many times slower than float32.
     """
 
-    def __init__(
-        self, backbone: Backbone, tuning: Tuning, *, sampler: Sampler = "euler", precision: Precision = "float32"
-    ) -> None:
-        if sampler not in _SAMPLERS:
-            raise ConfigError(f"sampler is {sampler!r}; expected one of {list(_SAMPLERS)}")
-        if precision not in _DTYPES:
-            raise ConfigError(f"precision is {precision!r}; expected one of {list(_DTYPES)}")
+    def __init__(self, backbone: Backbone, tuning: Tuning, *, precision: Precision = "float32") -> None:
+        if precision not in DTYPES:
+            raise ConfigError(f"precision is {precision!r}; expected one of {list(DTYPES)}")
         self._backbone, self._tuning = backbone, tuning
         self.precision: Precision = precision
-        self._sampler = sampler
         self._encoded: OrderedDict[str, Cond] = OrderedDict()
 
     @property
@@ -100,20 +96,20 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
-        """Conditions of `prompts`; row i belongs to prompt i. The last few thousand prompts are remembered.
+        """Conditions of `prompts`; row i belongs to prompt i. The last few thousand prompts are remembered, on the CPU.
 
-        Prompts are encoded one by one: a resumed run, whose memory is empty, then gets the same bits.
+        Each prompt is encoded by itself: a resumed run, whose memory is empty, then gets the same bits.
         """
         if not prompts:
             raise ShapeError("no prompts to encode; expected at least one")
-        rows = []
-        for prompt in prompts:
-            if prompt not in self._encoded:
-                self._encoded[prompt] = self._backbone.encode_prompt(prompt)
-                if len(self._encoded) > _CACHED_PROMPTS:
-                    self._encoded.popitem(last=False)
-            rows.append(self._encoded[prompt])
-        return Cond.cat(rows)
+        rows = {prompt: self._encoded[prompt] for prompt in prompts if prompt in self._encoded}
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]
+        if new:
+            for prompt, cond in zip(new, self._backbone.encode_prompts(new), strict=True):
+                self._encoded[prompt] = rows[prompt] = cond.to(torch.device("cpu"))
+        while len(self._encoded) > _CACHED_PROMPTS:
+            self._encoded.popitem(last=False)
+        return Cond.cat([rows[prompt] for prompt in prompts]).to(self._backbone.device)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Generation:
@@ -127,14 +123,10 @@ class DiffusionPolicy:
             raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one a prompt")
         if steps < 1 or not guidance >= 0:
             raise ConfigError(f"steps is {steps} and guidance {guidance}; expected steps >= 1 and guidance >= 0")
-        backbone = self._backbone
         cond = self.encode(prompts)
         empty = self.encode([""]).rows([0] * len(prompts))
-        sigmas = backbone.sigmas(steps).to(backbone.device)
-        noise = SeededNoise(seeds).draw(backbone.event_shape).to(backbone.device, torch.float32)
-        guided = Guided(backbone.denoiser, empty, guidance, cat=Cond.cat)
         with self._autocast():
-            latents = last(_SAMPLERS[self._sampler](guided, sigmas[0] * noise, sigmas, cond)).float()
+            latents = self._backbone.rollout(cond, empty, seeds, steps=steps, guidance=guidance).float()
         broken = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
         if broken:
             row = broken[0]
@@ -165,7 +157,7 @@ class DiffusionPolicy:
 
     def _autocast(self) -> torch.autocast:
         low = self.precision != "float32"
-        dtype = _DTYPES[self.precision] if low else None
+        dtype = DTYPES[self.precision] if low else None
         return torch.autocast(self._backbone.device.type, dtype=dtype, enabled=low)
 
     def target(self, latents: Tensor, noising: Noising) -> Tensor:
@@ -203,6 +195,27 @@ class DiffusionPolicy:
     def load(self, folder: str) -> None:
         """Reads what `save` wrote."""
         self._tuning.load(folder)
+
+
+def check_sampler(name: str, *others: str) -> None:
+    """Raises ConfigError unless `solve` knows the sampler, or it is one of `others`."""
+    if name not in _SAMPLERS and name not in others:
+        raise ConfigError(f"sampler is {name!r}; expected one of {[*others, *_SAMPLERS]}")
+
+
+def solve(
+    sampler: Sampler,
+    denoise: Denoise,
+    cond: Cond,
+    seeds: Sequence[int],
+    sigmas: Tensor,
+    event_shape: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """(b, *d) clean samples: the noise of each seed, solved along `sigmas` (steps + 1,), the last of which is 0."""
+    sigmas = sigmas.to(device)
+    noise = SeededNoise(seeds).draw(event_shape).to(device, torch.float32)
+    return last(_SAMPLERS[sampler](denoise, sigmas[0] * noise, sigmas, cond))
 
 
 def torch_device(name: str) -> torch.device:

@@ -7,15 +7,16 @@ Knows the pipeline's parts and their shapes; sampling, LoRA and the reference ar
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Denoiser, Flow, flow_sigmas, logit_normal_sigmas
+from dragon.diffusion import Denoiser, Flow, Guided, flow_sigmas, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.base import DiffusionPolicy, Sampler, torch_device
+from dragon.policy.base import DiffusionPolicy, Sampler, check_sampler, solve, torch_device
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
 from dragon.protocols import Precision
 
@@ -62,10 +63,11 @@ class MiniPolicy(DiffusionPolicy):
 
         if tuning not in ("lora", "full"):
             raise ConfigError(f"tuning is {tuning!r}; expected 'lora' or 'full'")
+        check_sampler(sampler)
         flow_sigmas(1, shift)  # refuse wrong numbers now, not at the first step
         logit_normal_sigmas(1, Generator(), t_min=t_min, t_max=t_max)
         pipeline = load_pipeline(folder) if folder is None or isinstance(folder, str) else folder
-        backbone = _MiniBackbone(pipeline, torch_device(device), shift, (t_min, t_max))
+        backbone = _MiniBackbone(pipeline, torch_device(device), sampler, shift, (t_min, t_max))
         model = pipeline.denoiser
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
@@ -76,19 +78,24 @@ class MiniPolicy(DiffusionPolicy):
             part = LoraTuning(model, rank=rank, alpha=alpha, targets=targets or LORA_TARGETS, seed=adapter_seed)
         else:
             part = FullTuning(model, config=model.to_json_string())
-        super().__init__(backbone, part, sampler=sampler, precision=precision)
+        super().__init__(backbone, part, precision=precision)
 
 
 class _MiniBackbone:
     name = "mini"
 
     def __init__(
-        self, pipeline: MiniPipeline, device: torch.device, shift: float, t_range: tuple[float, float]
+        self,
+        pipeline: MiniPipeline,
+        device: torch.device,
+        sampler: Sampler,
+        shift: float,
+        t_range: tuple[float, float],
     ) -> None:
         pipeline.to(device)
         for part in (pipeline.text_encoder, pipeline.denoiser, pipeline.codec):
             freeze(part.float())
-        self._pipeline, self._shift, self._t_range = pipeline, shift, t_range
+        self._pipeline, self._sampler, self._shift, self._t_range = pipeline, sampler, shift, t_range
         self.device = device
         self.rate: int | None = pipeline.codec.rate
         self.denoiser = Denoiser(self._velocity, Flow())
@@ -97,7 +104,10 @@ class _MiniBackbone:
     def event_shape(self) -> tuple[int, ...]:
         return self._pipeline.latent_shape()
 
-    def encode_prompt(self, prompt: str) -> Cond:
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
+        return [self._encoded(prompt) for prompt in prompts]
+
+    def _encoded(self, prompt: str) -> Cond:
         unknown = self._pipeline.unknown_words(prompt)
         if unknown:
             warnings.warn(
@@ -112,8 +122,10 @@ class _MiniBackbone:
         clips: Tensor = self._pipeline.codec.decode(latents)
         return clips.float().clamp(-1, 1)[:, None]
 
-    def sigmas(self, steps: int) -> Tensor:
-        return flow_sigmas(steps, self._shift)
+    def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        guided = Guided(self.denoiser, empty, guidance, cat=Cond.cat)
+        sigmas = flow_sigmas(steps, self._shift)
+        return solve(self._sampler, guided, cond, seeds, sigmas, self.event_shape, self.device)
 
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
         return logit_normal_sigmas(count, generator, t_min=self._t_range[0], t_max=self._t_range[1])

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Generator, Tensor, nn
 
-from dragon.diffusion import Denoiser, Flow, flow_sigmas, logit_normal_sigmas
+from dragon.diffusion import Denoiser, Flow, Guided, flow_sigmas, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.base import DiffusionPolicy, Sampler, torch_device
+from dragon.policy.base import DiffusionPolicy, Sampler, check_sampler, solve, torch_device
 from dragon.policy.tuning import FullTuning, freeze
 
 # prompt -> Gaussians (x, y, standard deviation, weight); nearly all mass lies in [-1, 1] x [-1, 1]
@@ -50,14 +50,15 @@ class ToyPolicy(DiffusionPolicy):
         t_max: float = 1.0,
         device: str = "cpu",
     ) -> None:
+        check_sampler(sampler)
         logit_normal_sigmas(
             0, Generator(), t_min=t_min, t_max=t_max
         )  # refuses a wrong range now, not at the first step
         backbone = _ToyBackbone(
-            components or DEFAULT_COMPONENTS, hidden, seed, (t_min, t_max), device=torch_device(device)
+            components or DEFAULT_COMPONENTS, hidden, seed, sampler, (t_min, t_max), device=torch_device(device)
         )
         config = json.dumps({"policy": "toy", "seed": seed, "hidden": hidden, "prompts": list(backbone.prompts)})
-        super().__init__(backbone, FullTuning(backbone.residual, config=config), sampler=sampler)
+        super().__init__(backbone, FullTuning(backbone.residual, config=config))
         self.prompts: tuple[str, ...] = backbone.prompts
         self._exact = backbone.exact
 
@@ -140,13 +141,14 @@ class _ToyBackbone:
         components: Mapping[str, Sequence[Sequence[float]]],
         hidden: int,
         seed: int,
+        sampler: Sampler,
         t_range: tuple[float, float],
         device: torch.device,
     ) -> None:
         rows, owners = _checked(components)
         self.prompts = tuple(components)
         self.device = device
-        self._t_range = t_range
+        self._sampler, self._t_range = sampler, t_range
         self._weights = {prompt: rows[:, 3] * (owners == i) for i, prompt in enumerate(components)}
         self._weights = {prompt: w / w.sum() for prompt, w in self._weights.items()}
         self._weights.setdefault("", torch.stack(list(self._weights.values())).mean(0))
@@ -157,7 +159,10 @@ class _ToyBackbone:
         freeze(self.exact)
         self.denoiser = Denoiser(_Sum(self.exact, self.residual), Flow())
 
-    def encode_prompt(self, prompt: str) -> Cond:
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
+        return [self._encoded(prompt) for prompt in prompts]
+
+    def _encoded(self, prompt: str) -> Cond:
         if prompt not in self._weights:
             raise ConfigError(f"prompt {prompt!r} is unknown to the toy policy; expected one of {list(self.prompts)}")
         return Cond({"weights": self._weights[prompt][None].to(self.device)})
@@ -165,8 +170,9 @@ class _ToyBackbone:
     def decode_latents(self, latents: Tensor) -> Tensor:
         return latents[..., None]
 
-    def sigmas(self, steps: int) -> Tensor:
-        return flow_sigmas(steps)
+    def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        guided = Guided(self.denoiser, empty, guidance, cat=Cond.cat)
+        return solve(self._sampler, guided, cond, seeds, flow_sigmas(steps), self.event_shape, self.device)
 
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
         return logit_normal_sigmas(count, generator, t_min=self._t_range[0], t_max=self._t_range[1])

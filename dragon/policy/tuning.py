@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,25 @@ class Tuning(Protocol):
 class LoraTuning:
     """A PEFT adapter on the linear layers of `module` whose names end in one of `targets`.
 
-    The adapter starts as the identity (its second matrix is 0). seed: of its first matrix; the global random
-    state is left as it was. The update is scaled by alpha / rank.
+    The adapter starts as the identity (its second matrix is 0) and is float32, whatever the module is. seed: of its
+    first matrix; the global random state is left as it was. The update is scaled by alpha / rank.
+    also: called with what is written (matrices by their names in the module, PEFT's settings, the folder), to write it
+    in a second format.
 
     Raises:
         ConfigError: rank below 1, alpha not positive, or a target that ends no linear layer's name.
     """
 
-    def __init__(self, module: nn.Module, *, rank: int, alpha: float, targets: Sequence[str], seed: int = 0) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        rank: int,
+        alpha: float,
+        targets: Sequence[str],
+        seed: int = 0,
+        also: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], None] | None = None,
+    ) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         if rank < 1 or not alpha > 0:
@@ -76,7 +87,10 @@ class LoraTuning:
             torch.manual_seed(seed)
             inject_adapter_in_model(self._config, module)
         module.eval()
+        self._also = also
         self._trainable = _trained(module)
+        for p in self._trainable.values():
+            p.data = p.data.float()
 
     def trainable(self) -> dict[str, Parameter]:
         """The adapter's matrices, by their names in the module."""
@@ -105,6 +119,9 @@ class LoraTuning:
         """Writes what `stored` gave, without other processes."""
         _write(stored, folder, ADAPTER_WEIGHTS)
         self._config.save_pretrained(folder)
+        if self._also:
+            matrices = {key.removeprefix(_PEFT_PREFIX): value for key, value in stored.items()}
+            self._also(matrices, self._config.to_dict(), folder)
 
     def save(self, folder: str) -> None:
         """Writes the adapter in PEFT's format: `PeftModel.from_pretrained(module, folder)` reads it."""

@@ -1,0 +1,469 @@
+"""Any diffusers pipeline of a known family as a policy: loaded, sampled as the pipeline samples, tuned and saved.
+
+Knows how diffusers stores, loads and runs pipelines; not what any family's network, conditions or latents are: that is
+a `Family`, one file each beside this one, found by the class that the pipeline's model_index.json names. Sampling,
+LoRA, the reference and saving are `dragon.policy.base` and `dragon.policy.tuning`, shared with the built-in model.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+import torch
+from torch import Generator, Tensor, nn
+
+from dragon.diffusion import Denoiser, Guided, Scaling, SeededNoise
+from dragon.errors import ConfigError
+from dragon.media import Cond
+from dragon.policy.base import DTYPES, DiffusionPolicy, Sampler, check_sampler, solve, torch_device
+from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
+from dragon.protocols import Precision
+from dragon.registry import available, nearest, resolve
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+"""(input (b, *d), time () or (b,), condition) -> the network's own output (b, *d)."""
+
+Loudness = Literal["pipeline", "decoded", "peak"]
+PEAK = 10 ** (-1 / 20)  # -1 dBFS
+
+OWN_MODEL = "docs/own_model.md"
+
+
+class Family(Protocol):
+    """What one class of pipelines brings. Made of a loaded pipeline and the family's own options.
+
+    Latents, network input, output and time are the pipeline's own, so that its scheduler can be used as it is.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def part(self) -> str:
+        """Name of the pipeline's component that denoises, the one to train: transformer, unet."""
+        ...
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """Names of the components that only encode prompts: off the device when they are not at work."""
+        ...
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Endings of the names of the linear layers that LoRA changes by default."""
+        ...
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """d: shape of one latent."""
+        ...
+
+    @property
+    def rate(self) -> int | None:
+        """Samples a second (Hz) of the clips; None for images."""
+        ...
+
+    @property
+    def scaling(self) -> Scaling:
+        """What the network predicts. `c_noise` is its time, in the unit of the scheduler's `timesteps`."""
+        ...
+
+    @property
+    def loudness(self) -> str:
+        """What the pipeline's own call does to decoded clips (`finish`), in a few words."""
+        ...
+
+    def encode(self, prompt: str, device: torch.device) -> Cond:
+        """One row; of the same shape for every prompt. The text parts are on `device`."""
+        ...
+
+    def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        """(b, *d) output for the input z (b, *d) at time () or (b,)."""
+        ...
+
+    def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
+        """The network under guidance, made anew for each roll-out. empty: encoded "", one row a row of `cond`."""
+        ...
+
+    def schedule(self, steps: int) -> Any:
+        """A scheduler of the pipeline's kind, of its own, set to the times of its call with so many steps."""
+        ...
+
+    def sigmas(self, steps: int) -> Tensor:
+        """(steps + 1,) the same times as finite noise levels of x = x0 + sigma * noise, falling to 0."""
+        ...
+
+    def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
+        """(count,) noise levels of the density the family was trained with, between times t_min and t_max in [0, 1]."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(b, c, t) or (b, c, h, w) clips as the decoder gives them, trimmed to their length."""
+        ...
+
+    def finish(self, clips: Tensor) -> Tensor:
+        """What the pipeline's own call does to decoded clips; `clips` themselves if nothing."""
+        ...
+
+
+class PipelinePolicy(DiffusionPolicy):
+    """A diffusers pipeline with LoRA on its denoiser, or with all of the denoiser's weights trained.
+
+    folder: a folder that `save_pretrained` wrote, or a hub name; a loaded pipeline is taken over (moved to the device,
+    its denoiser changed). family: "" recognises it by the pipeline's class; else the class's name, or "module:Name" or
+    "file.py:Name" of a `Family` of your own. revision, variant: as `from_pretrained` has them.
+    tuning, rank, alpha, targets, adapter_seed: see `LoraTuning` (empty targets: the family's) and `FullTuning`.
+    sampler: "pipeline" is the pipeline's own scheduler; the others solve the same times by `dragon.diffusion`.
+    precision: see `DiffusionPolicy`. weights: number format of what is not trained, the decoder always in float32; of
+    less than float32 only with LoRA and a precision other than float32.
+    gradient_checkpointing: as for `MiniPolicy`. compile: the denoiser by torch.compile: faster after a minute.
+    t_min, t_max: range of the times that training draws, inside the family's own density. sampler_times: n draws them
+    from the n times of the sampler instead: for distilled models, which know no others.
+    offload: components that only encode prompts stay on the CPU while they are not at work. decode_rows: clips that
+    are decoded at a time. loudness: of decoded clips: "pipeline" as the pipeline's own call leaves them, "decoded" as
+    the decoder gives them, "peak" each at -1 dBFS. It is recorded with the run (`settings`): scores of clips with
+    different treatments do not compare.
+    options: of the family (`seconds`, ...); see its class.
+
+    Raises:
+        ConfigError: no pipeline there, one of an unknown family, an option that the family does not have or cannot do.
+    """
+
+    def __init__(
+        self,
+        folder: str | DiffusionPipeline,
+        *,
+        family: str = "",
+        revision: str | None = None,
+        variant: str | None = None,
+        tuning: Literal["lora", "full"] = "lora",
+        rank: int = 16,
+        alpha: float = 16.0,
+        targets: tuple[str, ...] = (),
+        adapter_seed: int = 0,
+        sampler: Literal["pipeline", "euler", "heun", "dpmpp_2m"] = "pipeline",
+        precision: Precision = "float32",
+        weights: Precision = "float32",
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002  torch's name for it
+        t_min: float = 0.0,
+        t_max: float = 1.0,
+        sampler_times: int = 0,
+        offload: bool = True,
+        decode_rows: int = 4,
+        loudness: Loudness = "pipeline",
+        device: str = "cpu",
+        **options: object,
+    ) -> None:
+        check_sampler(sampler, "pipeline")
+        _check_numbers(tuning, precision, weights, (t_min, t_max), sampler_times, decode_rows, loudness)
+        on = torch_device(device)
+        kind = family or class_name(folder, revision)
+        made_by = _family(kind)
+        _check_options(kind, made_by, options)
+        pipe = load(folder, kind, revision, variant) if isinstance(folder, str) else folder
+        own = made_by(pipe, **options)
+        module = _placed(pipe, own, on, DTYPES[weights], offload)
+        _set_checkpointing(own, module, gradient_checkpointing)
+        part: Tuning
+        if tuning == "lora":
+            names = targets or own.targets
+            also = _lora_writer(pipe, own.part)
+            part = LoraTuning(module, rank=rank, alpha=alpha, targets=names, seed=adapter_seed, also=also)
+        else:
+            part = FullTuning(module, config=json.dumps(dict(cast(Any, module).config), indent=2, default=str))
+        if compile:
+            module.compile()
+        backbone = PipelineBackbone(
+            pipe,
+            own,
+            on,
+            sampler=sampler,
+            times=(t_min, t_max),
+            sampler_times=sampler_times,
+            offload=offload,
+            decode_rows=decode_rows,
+            loudness=loudness,
+        )
+        super().__init__(backbone, part, precision=precision)
+        self.settings: Mapping[str, object] = {
+            "pipeline": str(pipe.config.get("_name_or_path") or folder) if isinstance(folder, str) else kind,
+            "family": own.name,
+            "sampler": sampler if sampler != "pipeline" else type(own.schedule(1)).__name__,
+            "weights": weights,
+            "loudness": own.loudness if loudness == "pipeline" else _LOUDNESS[loudness],
+            "rate": own.rate,
+            "latent": list(own.event_shape),
+        }
+        """What the samples depend on besides weights and seeds; recorded with a run."""
+
+
+class PipelineBackbone:
+    """The `Backbone` of a pipeline and its family."""
+
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        family: Family,
+        device: torch.device,
+        *,
+        sampler: str,
+        times: tuple[float, float],
+        sampler_times: int,
+        offload: bool,
+        decode_rows: int,
+        loudness: Loudness,
+    ) -> None:
+        self._pipe, self._family, self.device = pipe, family, device
+        self._sampler, self._times, self._sampler_times = sampler, times, sampler_times
+        self._offload, self._decode_rows, self._loudness = offload, decode_rows, loudness
+        self.denoiser = Denoiser(family.network, family.scaling)
+
+    @property
+    def name(self) -> str:
+        return self._family.name
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return self._family.event_shape
+
+    @property
+    def rate(self) -> int | None:
+        return self._family.rate
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
+        with self._text_parts():
+            return [self._family.encode(prompt, self.device) for prompt in prompts]
+
+    def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        guided = self._family.guided(cond, empty, guidance)
+        if self._sampler != "pipeline":
+            denoiser, sigmas = Denoiser(guided, self._family.scaling), self._family.sigmas(steps)
+            sampler = cast(Sampler, self._sampler)
+            return solve(sampler, denoiser, cond, seeds, sigmas, self.event_shape, self.device)
+        return scheduled(self._family.schedule(steps), guided, cond, seeds, self.event_shape, self.device)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        parts = [self._finished(self._family.decode(rows)) for rows in latents.split(self._decode_rows)]
+        return torch.cat(parts)
+
+    def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
+        if not self._sampler_times:
+            return self._family.draw_sigmas(count, generator, *self._times)
+        levels = self._family.sigmas(self._sampler_times)[:-1].float().cpu()
+        return levels[torch.randint(len(levels), (count,), generator=generator)]
+
+    def _finished(self, clips: Tensor) -> Tensor:
+        clips = clips.float()
+        if self._loudness == "decoded":
+            return clips
+        return self._family.finish(clips) if self._loudness == "pipeline" else at_peak(clips)
+
+    @contextmanager
+    def _text_parts(self) -> Iterator[None]:
+        """Inside it they are on the device; afterwards on the CPU again if they are to be off it."""
+        moved = [getattr(self._pipe, name) for name in self._family.text_parts] if self._offload else []
+        try:
+            for part in moved:
+                part.to(self.device)
+            yield
+        finally:
+            for part in moved:
+                part.to("cpu")
+
+
+def scheduled(
+    scheduler: Any,
+    network: Network,
+    cond: Cond,
+    seeds: Sequence[int],
+    event_shape: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """(b, *d) clean samples by a diffusers scheduler whose times are set, as the pipelines' own calls make them.
+
+    One generator a sample, which the first noise and a stochastic scheduler's own both come from.
+    """
+    noise = SeededNoise(seeds)
+    z = noise.draw(event_shape).to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
+    extra: dict[str, object] = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        extra["generator"] = noise.generators
+    scale = getattr(scheduler, "scale_model_input", None)
+    for t in scheduler.timesteps.to(device):
+        output = network(scale(z, t) if scale else z, t, cond).float()
+        z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
+    return z
+
+
+def fresh(scheduler: Any) -> Any:
+    """A scheduler of the same settings, without the state of a roll-out."""
+    return type(scheduler).from_config(scheduler.config)
+
+
+def classifier_free(network: Network, empty: Cond, guidance: float) -> Network:
+    """Classifier-free guidance in one call of 2b rows; see `dragon.diffusion.Guided`."""
+    return Guided(network, empty, guidance, cat=Cond.cat)
+
+
+def at_peak(clips: Tensor) -> Tensor:
+    """Each clip scaled to a peak of -1 dBFS; a silent one stays silent."""
+    peak = clips.abs().flatten(1).amax(1).reshape(-1, *[1] * (clips.ndim - 1))
+    return clips * torch.where(peak > 0, PEAK / peak.clamp(min=torch.finfo(clips.dtype).tiny), 1.0)
+
+
+# ---- finding and loading
+
+
+def class_name(folder: str | DiffusionPipeline, revision: str | None = None) -> str:
+    """The pipeline's class, as model_index.json has it.
+
+    Raises:
+        ConfigError: no such folder or hub name, or no pipeline in it.
+    """
+    if not isinstance(folder, str):
+        return type(folder).__name__
+    from diffusers import DiffusionPipeline
+
+    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
+        raise ConfigError(
+            f"{folder!r} holds no model_index.json; expected the folder of a pipeline, as save_pretrained writes it "
+            f"(for a checkpoint in another format see {OWN_MODEL})"
+        )
+    try:
+        index = DiffusionPipeline.load_config(folder, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"no pipeline {folder!r}: it is no folder here, and the hub gave {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}; check the name, log in if its licence asks for it, or download it first"
+        ) from error
+    found = index.get("_class_name") if isinstance(index, Mapping) else None
+    if not isinstance(found, str):
+        raise ConfigError(f"model_index.json of {folder!r} names no _class_name; save the pipeline again")
+    return found
+
+
+def load(folder: str, kind: str, revision: str | None = None, variant: str | None = None) -> DiffusionPipeline:
+    """The pipeline of class `kind`, its parts on the CPU in float32.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or a component cannot be made.
+    """
+    from diffusers import DiffusionPipeline
+
+    given = {"revision": revision, "variant": variant}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, dtype=torch.float32, **{key: value for key, value in given.items() if value is not None}
+        )
+    except Exception as error:  # diffusers, transformers and safetensors each have their own
+        raise ConfigError(
+            f"{kind} {folder!r} cannot be loaded: {type(error).__name__}: {error}; save or download the pipeline again"
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    return cast("DiffusionPipeline", pipe)
+
+
+def _family(kind: str) -> Callable[..., Family]:
+    known = available("family")
+    if kind not in known and ":" not in kind:
+        near = nearest(kind, known)
+        raise ConfigError(
+            f"pipelines of class {kind!r} are of no known family{f'; did you mean {near}?' if near else ''}; known: "
+            f"{', '.join(known)}. {OWN_MODEL} shows how to write an adapter for your own model"
+        )
+    return cast(Callable[..., Family], resolve("family", kind))
+
+
+def _check_options(kind: str, made_by: Callable[..., Family], options: Mapping[str, object]) -> None:
+    allowed = list(inspect.signature(made_by).parameters)[1:]
+    for key in options:
+        if key not in allowed:
+            common = [k for k in inspect.signature(PipelinePolicy).parameters if k not in ("device", "options")]
+            near = nearest(key, [*allowed, *common])
+            raise ConfigError(
+                f"policy option {key!r} is unknown to {kind}{f'; did you mean {near}?' if near else ''}; options of "
+                f"this family: {', '.join(allowed) or 'none'}; of every pipeline: {', '.join(common)}"
+            )
+
+
+def _check_numbers(
+    tuning: str,
+    precision: str,
+    weights: str,
+    times: tuple[float, float],
+    sampler_times: int,
+    decode_rows: int,
+    loudness: str,
+) -> None:
+    if tuning not in ("lora", "full"):
+        raise ConfigError(f"tuning is {tuning!r}; expected 'lora' or 'full'")
+    if weights not in DTYPES:
+        raise ConfigError(f"weights is {weights!r}; expected one of {list(DTYPES)}")
+    if weights != "float32" and tuning == "full":
+        raise ConfigError(
+            f"weights is {weights!r} with full tuning, whose small updates it would round away; use weights float32 "
+            "(precision bfloat16 still computes in bfloat16), or tuning.kind lora"
+        )
+    if weights != "float32" and precision == "float32":
+        raise ConfigError(f"weights is {weights!r} and precision float32; use precision bfloat16, or weights float32")
+    if not 0 <= times[0] < times[1] <= 1:
+        raise ConfigError(f"t_min {times[0]}, t_max {times[1]}; expected 0 <= t_min < t_max <= 1")
+    if sampler_times < 0 or (sampler_times and times != (0.0, 1.0)):
+        raise ConfigError(
+            f"sampler_times is {sampler_times}, t_min {times[0]}, t_max {times[1]}; expected sampler_times >= 0 and no "
+            "range of times beside it"
+        )
+    if decode_rows < 1:
+        raise ConfigError(f"decode_rows is {decode_rows}; expected at least 1 clip")
+    if loudness != "pipeline" and loudness not in _LOUDNESS:
+        raise ConfigError(f"loudness is {loudness!r}; expected one of {['pipeline', *_LOUDNESS]}")
+
+
+_LOUDNESS = {"decoded": "as decoded", "peak": "each clip at a peak of -1 dBFS"}
+
+
+def _placed(pipe: Any, family: Family, device: torch.device, dtype: torch.dtype, offload: bool) -> nn.Module:
+    """Freezes and places the pipeline's components; gives the one that denoises."""
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            freeze(part)
+            wanted = dtype if name == family.part or name in family.text_parts else torch.float32
+            if any(p.dtype != wanted for p in part.parameters()):
+                part.to(wanted)
+            part.to(torch.device("cpu") if offload and name in family.text_parts else device)
+    return cast(nn.Module, getattr(pipe, family.part))
+
+
+def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
+    if wanted and not getattr(module, "_supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"{type(module).__name__} of family {family.name} has no gradient checkpointing; leave "
+            "gradient_checkpointing out and lower update.micro_batch_size instead"
+        )
+    if wanted:
+        module.enable_gradient_checkpointing()
+    elif getattr(module, "_supports_gradient_checkpointing", False):
+        module.disable_gradient_checkpointing()
+
+
+def _lora_writer(pipe: Any, part: str) -> Callable[[Mapping[str, Tensor], Mapping[str, Any], str], None] | None:
+    """Writes what the pipeline's `load_lora_weights` reads, where it has that."""
+    if not hasattr(pipe, "load_lora_weights"):
+        return None
+    save = type(pipe).save_lora_weights
+
+    def write(matrices: Mapping[str, Tensor], config: Mapping[str, Any], folder: str) -> None:
+        given = {f"{part}_lora_layers": dict(matrices), f"{part}_lora_adapter_metadata": copy.deepcopy(dict(config))}
+        save(folder, **given)
+
+    return write
