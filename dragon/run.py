@@ -64,7 +64,7 @@ def train(
             trainer = run.trainer(processes)
             if start.checkpoint is not None:
                 trainer.load_state_dict(start.checkpoint.state, start.anew)
-            made_with = describe(config, processes.count)
+            made_with = describe(config, processes.count, policy=run.policy)
             for line in notices(run, start, made_with):
                 say(line)
             if processes.main:
@@ -130,7 +130,7 @@ def reevaluate(config: TrainConfig, model: Path, *, say: Say = print, progress: 
     folder = Path(config.output_dir)
     if folder.resolve() != model.resolve():
         start = check_folder(replace(config, resume_from_checkpoint=""), say)
-        open_folder(start, config, describe(config))
+        open_folder(start, config, describe(config, policy=run.policy))
     return measure(run, folder, None, say, progress)
 
 

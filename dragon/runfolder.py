@@ -161,10 +161,13 @@ def open_folder(start: Start, config: TrainConfig, made_with: Mapping[str, objec
             checkpoint.put_aside(start.folder / "checkpoints", after=start.checkpoint.step)
 
 
-def describe(config: TrainConfig, processes: int = 1) -> dict[str, object]:
-    """Packages, source revision, seeds and machine of this process, and how many processes share the run."""
+def describe(config: TrainConfig, processes: int = 1, *, policy: object = None) -> dict[str, object]:
+    """Packages, source revision, seeds and machine of this process, how many processes share the run, and what the
+    policy says of itself (`settings`: pipeline, scheduler, loudness of its clips, ...).
+    """
     from dragon import __version__
 
+    settings = getattr(policy, "settings", None)
     return {
         "dragon": __version__,
         "packages": {name: _version(name) for name in _PACKAGES},
@@ -178,7 +181,7 @@ def describe(config: TrainConfig, processes: int = 1) -> dict[str, object]:
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+    } | ({"policy": dict(settings)} if settings else {})
 
 
 def what_cannot_be_equal(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
