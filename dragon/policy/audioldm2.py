@@ -1,0 +1,161 @@
+"""AudioLDM2 (`AudioLDM2Pipeline`): a 2D network of noise prediction over mel latents, 16 kHz mono.
+
+A prompt becomes two sequences: the states of T5, and the few that GPT-2 makes from them and one vector of CLAP. Latents
+are those of a mel-spectrogram, (channels, time, mel bands); time is the first of the two axes. Only as many frames as
+`seconds` needs are denoised. Decoding is a VAE and a vocoder.
+
+The pipeline pads T5's states to the longest prompt of a call and gives guidance's empty prompt the same length; GPT-2
+counts the padding as places, so what it makes depends on the other prompts of the call, and what it makes of the empty
+prompt on the length of the full one. Here each prompt is encoded beside the empty one, as in a call with that prompt
+alone, and brings the empty one's sequence along. The pipeline's own call, asked for several clips of a prompt, sorts
+them by their CLAP score; here every sample stays at its seed's place.
+
+GPT-2 is run here, because newer transformers have taken what the pipeline asks of it from `GPT2Model`, which is what
+the published checkpoints hold.
+
+Source: Liu et al. (2024), arXiv 2308.05734; the pipeline in diffusers.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import pad
+
+from dragon.diffusion import Epsilon, Scaling, VPrediction
+from dragon.errors import ConfigError
+from dragon.media import Cond
+from dragon.policy.levels import DiscreteTimes
+from dragon.policy.pipeline import Network, classifier_free, fresh
+
+_SCALINGS = {"epsilon": Epsilon, "v_prediction": VPrediction}
+_GENERATED = 8  # states of GPT-2, where its config does not say
+
+
+class AudioLDM2:
+    """seconds: length of the clips; None: the length that the network was trained on, 10.24. More is possible, at a
+    quality that training gives no reason to expect.
+    text_tokens: tokens of T5 that a condition has room for; a longer prompt is cut to them with a warning.
+    """
+
+    name, part = "audioldm2", "unet"
+    text_parts = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    loudness = "as decoded, in [-1, 1] by the vocoder"
+
+    def __init__(self, pipe: Any, *, seconds: float | None = None, text_tokens: int = 128) -> None:
+        predicted = pipe.scheduler.config.prediction_type
+        if predicted not in _SCALINGS:
+            raise ConfigError(f"prediction_type of the scheduler is {predicted!r}; expected one of {list(_SCALINGS)}")
+        if pipe.text_encoder_2.config.model_type != "t5":
+            raise ConfigError(
+                f"text_encoder_2 is a {pipe.text_encoder_2.config.model_type!r}; expected 't5'. Checkpoints that speak "
+                "a transcript cannot be trained here: use one that makes sound or music from a description"
+            )
+        longest = int(pipe.tokenizer_2.model_max_length)
+        if not 1 <= text_tokens <= longest:
+            raise ConfigError(f"text_tokens is {text_tokens}; expected 1 to {longest}, which the tokenizer allows")
+        self._pipe, self._text_tokens = pipe, text_tokens
+        self._times = DiscreteTimes(pipe.scheduler.alphas_cumprod)
+        self.scaling: Scaling = _SCALINGS[predicted](time=self._times.time)
+        vocoder, factor = pipe.vocoder.config, int(pipe.vae_scale_factor)
+        self.rate: int | None = int(vocoder.sampling_rate)
+        frame = math.prod(vocoder.upsample_rates) / vocoder.sampling_rate
+        shortest = frame * factor
+        if seconds is not None and not shortest <= seconds < math.inf:
+            raise ConfigError(f"seconds is {seconds}; expected a number from {shortest:g} (one latent) on")
+        length = pipe.unet.config.sample_size * factor * frame if seconds is None else seconds
+        self._samples = int(length * vocoder.sampling_rate)
+        self.event_shape = (
+            int(pipe.unet.config.in_channels),
+            math.ceil(int(length / frame) / factor),
+            int(vocoder.model_in_dim) // factor,
+        )
+
+    def encode(self, prompt: str, device: torch.device) -> Cond:
+        """text, mask: of T5. generated: of GPT-2; empty: what GPT-2 makes of "" in the same call."""
+        clap, clap_mask = self._tokens(self._pipe.tokenizer, prompt, "max_length", self._pipe.tokenizer.model_max_length)
+        vector = self._pipe.text_encoder.get_text_features(clap.to(device), attention_mask=clap_mask.to(device))
+        vector = getattr(vector, "pooler_output", vector)[:, None]  # transformers < 5 gave the tensor
+        tokens, mask = self._tokens(self._pipe.tokenizer_2, prompt, True, self._text_tokens)
+        mask = mask.to(device)
+        text = self._pipe.text_encoder_2(tokens.to(device), attention_mask=mask)[0]
+        projected = self._pipe.projection_model(
+            hidden_states=vector,
+            hidden_states_1=text,
+            attention_mask=mask.new_ones(len(mask), 1),
+            attention_mask_1=mask,
+        )
+        generated = self._generated(projected.hidden_states, projected.attention_mask)
+        room = self._text_tokens - mask.shape[1]
+        return Cond(
+            {
+                "text": pad(text[:1], (0, 0, 0, room)),
+                "mask": pad(mask[:1], (0, room)),
+                "generated": generated[:1],
+                "empty": generated[1:],
+            }
+        )
+
+    def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
+        model = self._pipe.unet
+        output: Tensor = model(
+            z.to(model.dtype),
+            time.reshape(-1).expand(len(z)),
+            encoder_hidden_states=cond.tensors["generated"].to(model.dtype),
+            encoder_hidden_states_1=cond.tensors["text"].to(model.dtype),
+            encoder_attention_mask_1=cond.tensors["mask"],
+            return_dict=False,
+        )[0]
+        return output
+
+    def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
+        nothing = Cond(dict(empty.tensors) | {"generated": cond.tensors["empty"]})
+        return classifier_free(self.network, nothing, guidance)
+
+    def schedule(self, steps: int) -> Any:
+        scheduler = fresh(self._pipe.scheduler)
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def sigmas(self, steps: int) -> Tensor:
+        # some schedulers visit a time twice, which a solver in sigma cannot
+        return self._times.levels(self.schedule(steps).timesteps.unique().flip(0))
+
+    def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
+        return self._times.draw(count, generator, t_min, t_max)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        mel = self._pipe.vae.decode(latents / self._pipe.vae.config.scaling_factor).sample
+        clips: Tensor = self._pipe.vocoder(mel[:, 0])
+        return clips[:, None, : self._samples]
+
+    def finish(self, clips: Tensor) -> Tensor:
+        return clips
+
+    def _tokens(self, tokenizer: Any, prompt: str, padding: str | bool, limit: int) -> tuple[Tensor, Tensor]:
+        """(2, l) tokens of the prompt and of "", and what of them is no padding."""
+        whole = len(tokenizer(prompt).input_ids)
+        if whole > limit:
+            advice = f"; raise text_tokens, to at most {tokenizer.model_max_length}"
+            warnings.warn(
+                f"prompt of {whole} tokens cut to the {limit} that {type(tokenizer).__name__} may give {self.name}"
+                f"{advice if limit < tokenizer.model_max_length else ''}: {prompt!r}",
+                stacklevel=3,
+            )
+        made = tokenizer([prompt, ""], padding=padding, max_length=limit, truncation=True, return_tensors="pt")
+        return made.input_ids, made.attention_mask
+
+    def _generated(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(b, n, f) what the language model adds to `states`, each state taken as the next input: deterministic."""
+        model = getattr(self._pipe.language_model, "transformer", self._pipe.language_model)
+        count = getattr(model.config, "max_new_tokens", None) or _GENERATED
+        for _ in range(count):
+            last = model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state[:, -1:]
+            states = torch.cat([states, last], 1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        return states[:, -count:]
