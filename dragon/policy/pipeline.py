@@ -11,6 +11,7 @@ import copy
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -19,7 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from dragon.diffusion import Denoiser, Guided, Scaling, SeededNoise
-from dragon.errors import ConfigError
+from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Cond
 from dragon.policy.base import DTYPES, DiffusionPolicy, Sampler, check_sampler, solve, torch_device
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
@@ -41,7 +42,8 @@ OWN_MODEL = "docs/own_model.md"
 class Family(Protocol):
     """What one class of pipelines brings. Made of a loaded pipeline and the family's own options.
 
-    Latents, network input, output and time are the pipeline's own, so that its scheduler can be used as it is.
+    Latents, network input, output and time are the pipeline's own, so that its scheduler can be used as it is. A class
+    may also name components in `unused`, which are then not loaded.
     """
 
     @property
@@ -140,7 +142,7 @@ class PipelinePolicy(DiffusionPolicy):
 
     def __init__(
         self,
-        folder: str | DiffusionPipeline,
+        folder: str | os.PathLike[str] | DiffusionPipeline,
         *,
         family: str = "",
         revision: str | None = None,
@@ -167,10 +169,13 @@ class PipelinePolicy(DiffusionPolicy):
         check_sampler(sampler, "pipeline")
         _check_numbers(tuning, precision, weights, (t_min, t_max), sampler_times, decode_rows, loudness)
         on = torch_device(device)
+        if isinstance(folder, str | os.PathLike):
+            folder = os.path.expanduser(os.fspath(folder))
         kind = family or class_name(folder, revision)
         made_by = _family(kind)
         _check_options(kind, made_by, options)
-        pipe = load(folder, kind, revision, variant) if isinstance(folder, str) else folder
+        without = getattr(made_by, "unused", ())
+        pipe = load(folder, kind, revision, variant, without) if isinstance(folder, str) else folder
         own = made_by(pipe, **options)
         module = _placed(pipe, own, on, DTYPES[weights], offload)
         _set_checkpointing(own, module, gradient_checkpointing)
@@ -301,7 +306,8 @@ def scheduled(
     scale = getattr(scheduler, "scale_model_input", None)
     for t in scheduler.timesteps.to(device):
         output = network(scale(z, t) if scale else z, t, cond).float()
-        z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
+        with torch.autocast(device.type, enabled=False):  # some schedulers multiply matrices
+            z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
     return z
 
 
@@ -334,43 +340,83 @@ def class_name(folder: str | DiffusionPipeline, revision: str | None = None) -> 
         return type(folder).__name__
     from diffusers import DiffusionPipeline
 
-    if os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json")):
+    if os.path.isfile(folder) or (
+        os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json"))
+    ):
         raise ConfigError(
-            f"{folder!r} holds no model_index.json; expected the folder of a pipeline, as save_pretrained writes it "
-            f"(for a checkpoint in another format see {OWN_MODEL})"
+            f"{folder!r} {'is a file' if os.path.isfile(folder) else 'holds no model_index.json'}; expected the folder "
+            f"of a pipeline, as save_pretrained writes it (for a checkpoint in another format see {OWN_MODEL})"
         )
-    try:
-        index = DiffusionPipeline.load_config(folder, revision=revision)
-    except (OSError, ValueError) as error:
+    if not os.path.isdir(folder) and not _HUB_NAME.fullmatch(folder):
         raise ConfigError(
-            f"no pipeline {folder!r}: it is no folder here, and the hub gave {type(error).__name__}: "
-            f"{str(error).splitlines()[0]}; check the name, log in if its licence asks for it, or download it first"
-        ) from error
+            f"no pipeline {folder!r}: there is no such folder (looked in {os.getcwd()}), and no hub name is written so; "
+            "expected a folder that save_pretrained wrote, or owner/name"
+        )
+    why_not = _hub_unreachable(folder, revision)
+    try:
+        index = DiffusionPipeline.load_config(folder, revision=revision, local_files_only=bool(why_not))
+    except (OSError, ValueError) as error:
+        if why_not:
+            reason = f"it is neither a folder here nor in the hub's cache, and the hub cannot be asked ({why_not})"
+            advice = "download it where there is a network, or give the path of a folder"
+        else:
+            reason = f"it is no folder here, and the hub gave {type(error).__name__}: {str(error).splitlines()[0]}"
+            advice = "check the name, or log in if its licence asks for it (hf auth login)"
+        if os.path.isdir(folder):
+            reason, advice = f"its model_index.json cannot be read ({error})", "save or download the pipeline again"
+        raise ConfigError(f"no pipeline {folder!r}: {reason}; {advice}") from error
     found = index.get("_class_name") if isinstance(index, Mapping) else None
     if not isinstance(found, str):
         raise ConfigError(f"model_index.json of {folder!r} names no _class_name; save the pipeline again")
     return found
 
 
-def load(folder: str, kind: str, revision: str | None = None, variant: str | None = None) -> DiffusionPipeline:
-    """The pipeline of class `kind`, its parts on the CPU in float32.
+def load(
+    folder: str, kind: str, revision: str | None = None, variant: str | None = None, without: Sequence[str] = ()
+) -> DiffusionPipeline:
+    """The pipeline of class `kind`, its parts on the CPU in float32; those called `without` are not even read.
 
     Raises:
-        ConfigError: a file is missing or damaged, or a component cannot be made.
+        ConfigError: a file is missing or damaged, or a component cannot be made. MissingExtra: it needs a package.
     """
     from diffusers import DiffusionPipeline
 
-    given = {"revision": revision, "variant": variant}
+    given = {"revision": revision, "variant": variant, "local_files_only": bool(_hub_unreachable(folder, revision))}
+    absent = dict.fromkeys(without)
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, **{key: value for key, value in given.items() if value is not None}
+            folder, dtype=torch.float32, **absent, **{key: value for key, value in given.items() if value is not None}
         )
+    except ImportError as error:
+        raise MissingExtra(f"{kind} {folder!r} needs a package that is not installed: {str(error).strip()}") from error
     except Exception as error:  # diffusers, transformers and safetensors each have their own
         raise ConfigError(
             f"{kind} {folder!r} cannot be loaded: {type(error).__name__}: {error}; save or download the pipeline again"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     return cast("DiffusionPipeline", pipe)
+
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _hub_unreachable(folder: str, revision: str | None) -> str:
+    """Why the hub cannot be asked about `folder`, in a few words; "" if it can, or need not be.
+
+    A download tries for half a minute before it says that there is no network; this says so at once.
+    """
+    if os.path.isdir(folder):
+        return ""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(folder, revision=revision, timeout=10)
+    except HfHubHTTPError:  # it answers: what is wrong, the download says better
+        return ""
+    except Exception as error:  # of whichever HTTP library it uses
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
+    return ""
 
 
 def _family(kind: str) -> Callable[..., Family]:
@@ -440,8 +486,18 @@ def _placed(pipe: Any, family: Family, device: torch.device, dtype: torch.dtype,
             wanted = dtype if name == family.part or name in family.text_parts else torch.float32
             if any(p.dtype != wanted for p in part.parameters()):
                 part.to(wanted)
+                if wanted == torch.float16:
+                    _keep_single(part)
             part.to(torch.device("cpu") if offload and name in family.text_parts else device)
     return cast(nn.Module, getattr(pipe, family.part))
+
+
+def _keep_single(part: Any) -> None:
+    """Layers that overflow in float16, by the model's own list (T5's second matrices), stay float32."""
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
+    for name, module in part.named_modules():
+        if kept & set(name.split(".")):
+            module.float()
 
 
 def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
