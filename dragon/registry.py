@@ -33,6 +33,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "family": {
         "AceStepPipeline": "dragon.policy.ace_step:AceStep",
         "AudioLDM2Pipeline": "dragon.policy.audioldm2:AudioLDM2",
+        "AudioLDMPipeline": "dragon.policy.musicldm:MusicLDM",
         "LongCatAudioDiTPipeline": "dragon.policy.longcat:LongCat",
         "MusicLDMPipeline": "dragon.policy.musicldm:MusicLDM",
         "StableAudio3Pipeline": "dragon.policy.stable_audio_3:StableAudio3",
