@@ -17,8 +17,14 @@ LAST_TIME = 0.999
 
 
 def flow_levels(times: Tensor) -> Tensor:
-    """(n,) falling flow times, the last one 0 -> finite noise levels; t = 1 becomes `LAST_TIME`."""
-    return flow_sigma(times.double().cpu().clamp(max=LAST_TIME)).float()
+    """(n,) falling flow times, the last one 0 -> finite noise levels, which fall too.
+
+    t = 1 becomes `LAST_TIME`, or where the next time lies above it (many steps, a strong shift) the middle of both.
+    """
+    times = times.double().cpu()
+    if times[0] >= 1:
+        times = torch.cat([torch.clamp((1 + times[1:2]) / 2, min=LAST_TIME), times[1:]])
+    return flow_sigma(times).float()
 
 
 def cosine_draws(count: int, generator: Generator, t_min: float, t_max: float, sigma_max: float) -> Tensor:
@@ -57,6 +63,8 @@ class DiscreteTimes:
 
     def draw(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
         """(count,) levels of steps uniform among those of [t_min, t_max) as a share of the table."""
-        first, end = int(t_min * len(self.table)), max(math.ceil(t_max * len(self.table)), 1)
+        # 0.07 * 100 is a little above 7, and 0.29 * 100 a little below 29
+        first, end = (math.ceil(t * len(self.table) - 1e-9) for t in (t_min, t_max))
+        end = max(end, 1)
         steps = torch.randint(min(first, end - 1), end, (count,), generator=generator)
         return self.table[steps].float()

@@ -349,8 +349,8 @@ def class_name(folder: str | DiffusionPipeline, revision: str | None = None) -> 
         )
     if not os.path.isdir(folder) and not _HUB_NAME.fullmatch(folder):
         raise ConfigError(
-            f"no pipeline {folder!r}: there is no such folder (looked in {os.getcwd()}), and no hub name is written so; "
-            "expected a folder that save_pretrained wrote, or owner/name"
+            f"no pipeline {folder!r}: there is no such folder (looked in {os.getcwd()}), and no hub name is written "
+            "so; expected a folder that save_pretrained wrote, or owner/name"
         )
     why_not = _hub_unreachable(folder, revision)
     try:
