@@ -18,6 +18,7 @@ Source: Liu et al. (2024), arXiv 2308.05734; the pipeline in diffusers.
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Any
@@ -33,13 +34,15 @@ from dragon.policy.levels import DiscreteTimes
 from dragon.policy.pipeline import Network, classifier_free, fresh
 
 _SCALINGS = {"epsilon": Epsilon, "v_prediction": VPrediction}
+_TEXT_TOKENS = 128
 _GENERATED = 8  # states of GPT-2, where its config does not say
 
 
 class AudioLDM2:
     """seconds: length of the clips; None: the length that the network was trained on, 10.24. More is possible, at a
     quality that training gives no reason to expect.
-    text_tokens: tokens of T5 that a condition has room for; a longer prompt is cut to them with a warning.
+    text_tokens: tokens of T5 that a condition has room for, by default 128 or what the tokenizer allows if less; a
+    longer prompt is cut to them with a warning.
     """
 
     name, part = "audioldm2", "unet"
@@ -47,7 +50,7 @@ class AudioLDM2:
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     loudness = "as decoded, in [-1, 1] by the vocoder"
 
-    def __init__(self, pipe: Any, *, seconds: float | None = None, text_tokens: int = 128) -> None:
+    def __init__(self, pipe: Any, *, seconds: float | None = None, text_tokens: int | None = None) -> None:
         predicted = pipe.scheduler.config.prediction_type
         if predicted not in _SCALINGS:
             raise ConfigError(f"prediction_type of the scheduler is {predicted!r}; expected one of {list(_SCALINGS)}")
@@ -57,9 +60,11 @@ class AudioLDM2:
                 "a transcript cannot be trained here: use one that makes sound or music from a description"
             )
         longest = int(pipe.tokenizer_2.model_max_length)
+        text_tokens = min(_TEXT_TOKENS, longest) if text_tokens is None else text_tokens
         if not 1 <= text_tokens <= longest:
             raise ConfigError(f"text_tokens is {text_tokens}; expected 1 to {longest}, which the tokenizer allows")
         self._pipe, self._text_tokens = pipe, text_tokens
+        pipe.unet.enable_gradient_checkpointing = functools.partial(_checkpoint_transformers, pipe.unet)
         self._times = DiscreteTimes(pipe.scheduler.alphas_cumprod)
         self.scaling: Scaling = _SCALINGS[predicted](time=self._times.time)
         vocoder, factor = pipe.vocoder.config, int(pipe.vae_scale_factor)
@@ -78,7 +83,9 @@ class AudioLDM2:
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         """text, mask: of T5. generated: of GPT-2; empty: what GPT-2 makes of "" in the same call."""
-        clap, clap_mask = self._tokens(self._pipe.tokenizer, prompt, "max_length", self._pipe.tokenizer.model_max_length)
+        clap, clap_mask = self._tokens(
+            self._pipe.tokenizer, prompt, "max_length", self._pipe.tokenizer.model_max_length
+        )
         vector = self._pipe.text_encoder.get_text_features(clap.to(device), attention_mask=clap_mask.to(device))
         vector = getattr(vector, "pooler_output", vector)[:, None]  # transformers < 5 gave the tensor
         tokens, mask = self._tokens(self._pipe.tokenizer_2, prompt, True, self._text_tokens)
@@ -159,3 +166,15 @@ class AudioLDM2:
             states = torch.cat([states, last], 1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         return states[:, -count:]
+
+
+def _checkpoint_transformers(unet: Any) -> None:
+    """Turns on checkpointing of the transformers' blocks, not of whole transformers.
+
+    Those would be called with their arguments in another's places, the text's mask in that of self-attention (diffusers
+    0.42.1, `CrossAttnDownBlock2D` and its like in pipelines/audioldm2/modeling_audioldm2.py).
+    """
+    type(unet).enable_gradient_checkpointing(unet)
+    for part in unet.modules():
+        if getattr(part, "has_cross_attention", False):
+            part.gradient_checkpointing = False
