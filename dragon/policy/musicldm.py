@@ -92,7 +92,8 @@ class MusicLDM:
         return scheduler
 
     def sigmas(self, steps: int) -> Tensor:
-        return self._times.levels(self.schedule(steps).timesteps)
+        # sorted and without repetitions: PNDM visits a step twice
+        return self._times.levels(self.schedule(steps).timesteps.unique().flip(0))
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
         return self._times.draw(count, generator, t_min, t_max)
