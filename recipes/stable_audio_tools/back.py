@@ -1,9 +1,9 @@
 """What was trained, merged into the trainer's checkpoint, so that your own stable-audio-tools code runs it.
 
-    python recipes/stable_audio_tools/back.py model_config.json model.ckpt --tuned runs/mine/final --out tuned.safetensors
+    python recipes/stable_audio_tools/back.py model_config.json model.ckpt --tuned runs/mine/final --out new.safetensors
 
 --tuned is a run's final/ (a LoRA adapter, or full weights). The file holds the whole model, unwrapped, by the trainer's
-names: `model.load_state_dict(load_ckpt_state_dict("tuned.safetensors"))`. Weights that training left alone are those of
+names: `model.load_state_dict(load_ckpt_state_dict("new.safetensors"))`. Weights that training left alone are those of
 the checkpoint to the bit; changed ones are float32, since half precision would round small changes away.
 """
 

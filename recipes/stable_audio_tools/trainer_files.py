@@ -58,8 +58,8 @@ def unwrapped(state: Mapping[str, Tensor], source: str, which: Which = "auto") -
             }
     if not any(name.startswith(TRANSFORMER) for name in found):
         raise ConfigError(
-            f"{source} holds no {TRANSFORMER}* (first names: {sorted(state)[:3]}); expected a diffusion_cond checkpoint "
-            "of stable-audio-tools, wrapped or unwrapped"
+            f"{source} holds no {TRANSFORMER}* (first names: {sorted(state)[:3]}); expected the checkpoint of a "
+            "diffusion_cond model of stable-audio-tools, wrapped or unwrapped"
         )
     return found
 
@@ -74,7 +74,7 @@ def check_rotary(state: Mapping[str, Tensor], head: int) -> None:
     if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=1e-3):  # it may be stored in half
         raise ConfigError(
             f"{ROTARY} has {len(found)} frequencies from {float(found[0]):.3g} to {float(found[-1]):.3g}; the pipeline "
-            f"computes {len(wanted)} from 1 to {float(wanted[-1]):.3g} (base 10,000, half of each head's {head} numbers)"
+            f"computes {len(wanted)} from 1 to {float(wanted[-1]):.3g} (base 10,000, half of a head of {head})"
         )
 
 

@@ -91,7 +91,7 @@ def to_theirs(weights: Mapping[str, Tensor], pairs: Sequence[Pair], like: Mappin
 
 
 def check_unknown(state: Mapping[str, Tensor], known: Sequence[str]) -> None:
-    """Raises ConfigError for names of the trainer's that belong to nothing that was converted: weights would be lost."""
+    """Raises ConfigError for names of the trainer that nothing was made of: their weights would be lost."""
     _refuse([f"{name} is unknown" for name in sorted(state.keys() - set(known))])
 
 
