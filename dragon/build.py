@@ -10,13 +10,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.errors import PydanticUserError
 from torch import Tensor
 
 from dragon.collect import Collected, Progress
@@ -31,6 +28,7 @@ from dragon.prompts import PromptSet, load_prompts
 from dragon.protocols import Callback, InstanceReward, JointEncoder, Objective, Policy, SetReward
 from dragon.registry import nearest, resolve
 from dragon.scoring import WeightedReward
+from dragon.signatures import converted
 from dragon.trainer import Trainer, TrainSettings
 
 
@@ -276,10 +274,9 @@ def _fitting(
             problems.append(Problem(key, f"is {reserved[key]}; leave it out here"))
         elif key in named:
             try:
-                fitting[key] = _converted(plugin, named[key], value)
-            except ValidationError as error:
-                reasons = "; ".join(dict.fromkeys(detail["msg"] for detail in error.errors(include_url=False)))
-                problems.append(Problem(key, f"{value!r} does not fit {_type_of(named[key])}: {reasons}"))
+                fitting[key] = converted(plugin, named[key], value)
+            except ConfigError as error:
+                problems.append(Problem(key, str(error)))
         elif takes_all:
             fitting[key] = value
         else:
@@ -292,28 +289,6 @@ def _fitting(
             more = ", here or as a column of both prompt files" if skip == _BY_POSITION["reward"] else ""
             problems.append(Problem(key, f"is missing and has no default; give it{more}"))
     return fitting, problems
-
-
-def _converted(plugin: Callable[..., Any], parameter: inspect.Parameter, value: object) -> object:
-    """`value` as the parameter's annotation wants it; unchanged where the annotation says nothing to a checker."""
-    hint = parameter.annotation
-    if isinstance(hint, str):
-        try:
-            hint = eval(hint, vars(sys.modules[plugin.__module__]))  # noqa: S307  the plug-in's own annotation
-        except (NameError, AttributeError, TypeError):  # imported for type checkers only
-            return value
-    if hint is parameter.empty:
-        return value
-    try:
-        adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # a class with its own checks, or one pydantic has no schema for
-        return value
-    return adapter.validate_python(value)
-
-
-def _type_of(parameter: inspect.Parameter) -> str:
-    hint = parameter.annotation
-    return hint if isinstance(hint, str) else inspect.formatannotation(hint)
 
 
 _BY_POSITION = {"reward": 2, "callback": 1}

@@ -35,9 +35,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards",),
     ("exemplars",),
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
-    ("protocols", "record", "media", "audio", "registry", "processes", "sharding"),
+    ("protocols", "record", "media", "audio", "image", "clips", "registry", "processes", "sharding"),
     ("diffusion",),
-    ("errors", "batching", "launch", "faults", "files", "interrupts", "tables", "texts", "weights"),
+    ("errors", "batching", "launch", "faults", "files", "interrupts", "signatures", "tables", "texts", "weights"),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

@@ -26,6 +26,7 @@ from dragon.policy.base import DTYPES, DiffusionPolicy, Sampler, check_sampler, 
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
 from dragon.protocols import Precision
 from dragon.registry import available, nearest, resolve
+from dragon.signatures import converted
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -173,10 +174,10 @@ class PipelinePolicy(DiffusionPolicy):
             folder = os.path.expanduser(os.fspath(folder))
         kind = family or class_name(folder, revision)
         made_by = _family(kind)
-        _check_options(kind, made_by, options)
+        fitting = _fitting(kind, made_by, options)
         without = getattr(made_by, "unused", ())
         pipe = load(folder, kind, revision, variant, without) if isinstance(folder, str) else folder
-        own = made_by(pipe, **options)
+        own = made_by(pipe, **fitting)
         module = _placed(pipe, own, on, DTYPES[weights], offload)
         _set_checkpointing(own, module, gradient_checkpointing)
         part: Tuning
@@ -313,7 +314,9 @@ def scheduled(
 
 def fresh(scheduler: Any) -> Any:
     """A scheduler of the same settings, without the state of a roll-out."""
-    return type(scheduler).from_config(scheduler.config)
+    # a pipeline may have changed a setting (steps_offset) that is still listed as left at its default
+    settings = {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
+    return type(scheduler).from_config(settings)
 
 
 def classifier_free(network: Network, empty: Cond, guidance: float) -> Network:
@@ -381,12 +384,14 @@ def load(
     """
     from diffusers import DiffusionPipeline
 
-    given = {"revision": revision, "variant": variant, "local_files_only": bool(_hub_unreachable(folder, revision))}
-    absent = dict.fromkeys(without)
+    given: dict[str, Any] = {"revision": revision, "local_files_only": bool(_hub_unreachable(folder, revision))}
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            folder, dtype=torch.float32, **absent, **{key: value for key, value in given.items() if value is not None}
-        )
+        index = DiffusionPipeline.load_config(folder, **given)
+        # parts that were saved as absent: diffusers wants to be told so again
+        absent = dict.fromkeys([*without, *(name for name, made_by in index.items() if made_by == [None, None])])
+        if variant is not None:
+            given["variant"] = variant
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **absent, **given)
     except ImportError as error:
         raise MissingExtra(f"{kind} {folder!r} needs a package that is not installed: {str(error).strip()}") from error
     except Exception as error:  # diffusers, transformers and safetensors each have their own
@@ -430,16 +435,30 @@ def _family(kind: str) -> Callable[..., Family]:
     return cast(Callable[..., Family], resolve("family", kind))
 
 
-def _check_options(kind: str, made_by: Callable[..., Family], options: Mapping[str, object]) -> None:
-    allowed = list(inspect.signature(made_by).parameters)[1:]
-    for key in options:
+def _fitting(kind: str, made_by: Callable[..., Family], options: Mapping[str, object]) -> dict[str, Any]:
+    """The family's options as its signature wants them.
+
+    Raises:
+        ConfigError: all that are unknown or of another type.
+    """
+    allowed = dict(list(inspect.signature(made_by).parameters.items())[1:])
+    common = [k for k in inspect.signature(PipelinePolicy).parameters if k not in ("device", "options")]
+    fitting, problems = {}, []
+    for key, value in options.items():
+        near = nearest(key, [*allowed, *common])
         if key not in allowed:
-            common = [k for k in inspect.signature(PipelinePolicy).parameters if k not in ("device", "options")]
-            near = nearest(key, [*allowed, *common])
-            raise ConfigError(
-                f"policy option {key!r} is unknown to {kind}{f'; did you mean {near}?' if near else ''}; options of "
-                f"this family: {', '.join(allowed) or 'none'}; of every pipeline: {', '.join(common)}"
-            )
+            problems.append(f"policy option {key!r} is unknown to {kind}{f'; did you mean {near}?' if near else ''}")
+            continue
+        try:
+            fitting[key] = converted(made_by, allowed[key], value)
+        except ConfigError as error:
+            problems.append(f"policy option {key!r} of {kind}: {error}")
+    if problems:
+        raise ConfigError(
+            f"{'; '.join(problems)}; options of this family: {', '.join(allowed) or 'none'}; of every pipeline: "
+            f"{', '.join(common)}"
+        )
+    return fitting
 
 
 def _check_numbers(
