@@ -124,7 +124,7 @@ def _trained(scheduler: Any) -> tuple[Scaling, DiscreteTimes]:
 
 
 def _rescaled(network: Network, empty: Cond, guidance: float, share: float) -> Network:
-    """Classifier-free guidance whose output has, by `share`, the spread of the unguided one: eqs. 15 and 16 of Lin."""
+    """Classifier-free guidance whose output has, by `share`, the spread of the unguided one: Lin, section 3.4."""
 
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         times = time.reshape(-1).expand(len(z))

@@ -105,7 +105,7 @@ class StableDiffusion3:
         return flow_levels(torch.cat([times, torch.zeros(1, dtype=torch.float64)]))
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
-        """Times whose logit is normal around that of the scheduler's shift: section 3.1 with eq. 23 of the paper."""
+        """Times whose logit is normal around that of the scheduler's shift: section 3.1 and the resolution's shift."""
         return logit_normal_sigmas(count, generator, mean=math.log(self._shift()), t_min=t_min, t_max=t_max)
 
     def decode(self, latents: Tensor) -> Tensor:
