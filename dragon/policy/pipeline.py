@@ -402,7 +402,7 @@ def load(
     return cast("DiffusionPipeline", pipe)
 
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def _hub_unreachable(folder: str, revision: str | None) -> str:

@@ -118,6 +118,7 @@ class LoraTuning:
     def write(self, stored: Mapping[str, Tensor], folder: str) -> None:
         """Writes what `stored` gave, without other processes."""
         _write(stored, folder, ADAPTER_WEIGHTS)
+        self._config.target_modules = sorted(self._config.target_modules)  # a set: its order changes with the process
         self._config.save_pretrained(folder)
         if self._also:
             matrices = {key.removeprefix(_PEFT_PREFIX): value for key, value in stored.items()}
