@@ -26,7 +26,7 @@ COMMANDS = {
     "evaluate": "Measure a run's tuned weights again: dragon evaluate RUN [--evaluation.prompts 64 ...]",
     "score": "Measure folders of audio: dragon score FOLDER... --exemplars FOLDER|SET [--metrics fad kad ...]",
     "exemplars": "Reference sets of audio or captions: dragon exemplars build|split|list|show|compare ...",
-    "check": "Does a reward keep its contract? dragon check NAME|module:Name|file.py:Name [--options YAML]",
+    "check": "Does a reward or a model keep its contract? dragon check [policy] NAME|file.py:Name [--options YAML]",
     "aesthetics": "Learn what people like from ratings or votes: dragon aesthetics fit RATINGS.csv | show HEAD",
     "plugins": "List policies, rewards, encoders, contrasts and objectives by name: dragon plugins [KIND]",
 }

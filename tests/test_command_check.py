@@ -1,4 +1,4 @@
-"""dragon check: every way to name a reward, what it prints, and what it says is wrong."""
+"""dragon check: every way to name a reward or a policy, what it prints, and what it says is wrong."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from dragon import cli
 from dragon.commands import check
+from tiny_pipelines import tiny_pipeline
 
 MINE = '''
 import torch
@@ -41,10 +43,33 @@ class Spread:
         return features[members].mean((2, 3)).var(1)
 '''
 
+MODELS = """
+import torch
+from dragon.policy.toy import ToyPolicy
+
+class WrongSign(ToyPolicy):
+    def target(self, latents, noising):
+        return -super().target(latents, noising)
+
+class Deaf(ToyPolicy):
+    def predict(self, latents, noising, cond):
+        return super().predict(latents, noising, self.encode([""] * len(latents)))
+
+class InPlace(ToyPolicy):
+    def decode(self, generation):
+        generation.latents.mul_(2)
+        return super().decode(generation)
+
+    def predict(self, latents, noising, cond):
+        noising.noise.clamp_(-0.1, 0.1)
+        return super().predict(latents, noising, cond)
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "models.py").write_text(MODELS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -122,3 +147,72 @@ def test_an_installed_package_is_checked_by_its_entry_point(folder: Path, monkey
 def test_a_device_that_is_not_there_is_refused(folder: Path, capsys):
     assert cli.main(["check", "mine.py:Brightness", "--device", "cuda:77"]) == 2
     assert "device 'cuda:77' is not there" in capsys.readouterr().err
+
+
+TWO = ["--prompt", "left", "right"]
+
+
+def test_a_right_policy_is_reported_with_what_was_checked_and_seen(folder: Path, capsys):
+    assert cli.main(["check", "policy", "toy", *TWO, "--options", "{hidden: 8}", "--steps", "3"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("policy 'toy' keeps its contract; checked on 2 prompts:")
+    assert "latents 2, clips 2 x 1\n" in text
+    # two prompts' four Gaussians each: layers of 11 -> 8 -> 8 -> 2, with biases
+    assert f"trained: {11 * 8 + 8 + 8 * 8 + 8 + 8 * 2 + 2} parameters in 6 tensors" in text
+    assert "s a sample of 3 steps, " in text and "s a training step of 3 clips" in text
+    explained = float(text.split("explains ")[1].split("%")[0])
+    assert 50 < explained <= 100 and "sign," not in text  # an exact denoiser
+
+
+def test_faults_of_a_policy_are_said_and_what_trains_badly_is_a_warning(folder: Path, capsys):
+    assert cli.main(["check", "policy", "models.py:InPlace", *TWO]) == 2
+    text = capsys.readouterr().err
+    assert "InPlace.decode: expected that it leaves the latents it is given as they are" in text
+    assert "InPlace.predict: expected that it leaves the noise it is given as they are" in text
+    assert cli.main(["check", "policy", "models.py:WrongSign", *TWO]) == 0
+    found = capsys.readouterr()
+    assert "warning: WrongSign.predict points away from its target (cosine -0." in found.err
+    assert "with trained ones sign,\ntime, scale or conditions are wrong here" in found.out
+    assert cli.main(["check", "policy", "models.py:Deaf", *TWO]) == 0
+    assert "Deaf.predict gives the same whatever the prompt" in capsys.readouterr().err
+
+
+def test_a_decoded_sample_of_each_prompt_can_be_heard(folder: Path, capsys):
+    arguments = ["check", "policy", "mini", "--prompt", "slow piano", "fast drums"]
+    arguments += ["--tuning.rank", "2", "--steps", "1", "--listen", "heard", "--listen_steps", "1"]
+    assert cli.main(arguments) == 0
+    assert "heard/0000.wav\nheard/0001.wav" in capsys.readouterr().out
+    first, second = (soundfile.read(folder / "heard" / f"000{i}.wav")[0] for i in range(2))
+    assert len(first) == 81_920 and (first != second).any()
+    assert cli.main(arguments) == 2
+    assert "--listen 'heard' exists; choose another folder" in capsys.readouterr().err
+
+
+def test_a_pipeline_is_checked_with_its_family(folder: Path, capsys):
+    tiny_pipeline("stable_audio", folder / "pipe")
+    arguments = ["check", "policy", "pipeline", "--options", "{folder: pipe, seconds: 0.1}", "--tuning.rank", "2"]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("policy 'stable_audio' keeps its contract; checked on 3 prompts:")
+    assert "latents 4 x 16, clips 2 x 80 at 800 Hz (0.1 s)" in text
+    arguments[4] = "{folder: pipe, secnds: 0.1}"
+    assert cli.main(arguments) == 2
+    assert "did you mean 'seconds'" in capsys.readouterr().err
+
+
+def test_wrong_arguments_for_a_policy_say_what_is_expected(folder: Path, capsys):
+    for arguments, message in [
+        (["toyy"], "no policy is called 'toyy'; did you mean 'toy'"),
+        (["toy", "--options", "{sed: 1}"], "sed: unknown option; did you mean 'seed'?"),
+        (["toy", "--prompt", "left"], "expected at least 2 different prompts"),
+        (["toy", "--steps", "0"], "--steps is 0"),
+        (["pipeline"], "folder: is missing"),
+        ([], "no policy given; expected: dragon check policy NAME"),
+    ]:
+        assert cli.main(["check", "policy", *arguments]) == 2, arguments
+        assert message in capsys.readouterr().err
+
+
+def test_a_reward_may_be_named_as_one(folder: Path, capsys):
+    assert cli.main(["check", "reward", "mine.py:Brightness"]) == 0
+    assert "reward 'brightness' of clips keeps its contract" in capsys.readouterr().out

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
@@ -15,10 +18,54 @@ from dragon.faults import Faults
 from dragon.media import Cond, Generation
 from dragon.protocols import Noising, Policy, Precision, ShardablePolicy
 
+OPPOSED = -0.5
+"""Cosine of prediction and target below which a network most likely has its sign or its time the wrong way round."""
+
+
+@dataclass(frozen=True)
+class CheckedPolicy:
+    """A policy that keeps its contract, and what was seen of it.
+
+    laws: what was checked, one sentence each. latent: shape of one. clip: shape of one; rate in Hz, None if not audio.
+    parameters, tensors: how many are trained. sample_seconds: time a sample took with so many `steps`; step_seconds:
+    of what a training step computes for `rows` clips (prediction, the reference's, backward), both once warm.
+    explained: share of the target that the starting model predicts, 1 - error / size of the target: near 0 or below for
+    a model that was not trained, or one whose sign, time or scale is wrong here.
+    """
+
+    name: str
+    laws: tuple[str, ...]
+    latent: tuple[int, ...]
+    clip: tuple[int, ...]
+    rate: int | None
+    parameters: int
+    tensors: int
+    steps: int
+    rows: int
+    sample_seconds: float
+    step_seconds: float
+    explained: float
+
+
+_LAWS = (
+    "conditions: one row a prompt, one shape for all prompts, independent of the batch, without gradient",
+    "samples: the same for the same seeds, others for other seeds, independent of the batch, finite",
+    "clips: float32, finite, in the prompts' order, independent of the batch",
+    "noise: levels above 0, one a row, drawn from the generator given and from no other",
+    "predict and target: shaped like the latents; a gradient reaches the trained parameters",
+    "latents, noise and conditions are left as they were",
+    "reference() shows the starting model, weights() restores, after an error too",
+    "load brings back what {stored} wrote",
+)
+
 
 def check_policy(
-    policy: Policy, prompts: Sequence[str] = ("a slow piano", "fast drums", "a choir"), *, steps: int = 2
-) -> None:
+    policy: Policy,
+    prompts: Sequence[str] = ("a slow piano", "fast drums", "a choir"),
+    *,
+    steps: int = 2,
+    guidance: float = 1.5,
+) -> CheckedPolicy:
     """Checks a policy on `prompts` (at least 2, different); its weights are as before when this returns.
 
     Raises:
@@ -27,7 +74,7 @@ def check_policy(
     prompts = list(prompts)
     if len(set(prompts)) < 2:
         raise PluginError(f"check_policy got prompts {prompts}; expected at least 2 different ones")
-    faults = Faults(type(policy).__name__)
+    faults, seen = Faults(type(policy).__name__), _Seen()
     faults.expect(isinstance(getattr(policy, "name", None), str) and policy.name, "name", "is a non-empty string")
     _check_optional(policy, faults)
     parameters = faults.call("trainable", policy.trainable) or {}
@@ -37,18 +84,64 @@ def check_policy(
     before = {name: p.detach().clone() for name, p in parameters.items()}
     try:
         _check_encode(policy, prompts, faults)
-        made = _check_generate(policy, prompts, steps, faults)
+        made = _check_generate(policy, prompts, steps, guidance, faults, seen)
         if made is not None:
-            _check_decode(policy, made, faults)
+            _check_decode(policy, made, faults, seen)
             noising = _check_noising(policy, made.latents, faults)
             if noising is not None and parameters:
-                _check_learning(policy, made, noising, faults)
+                _check_learning(policy, made, noising, faults, seen)
     finally:
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(before[name])
                 p.grad = None
     faults.report()
+    stored = "save and write" if isinstance(policy, ShardablePolicy) else "save"
+    return CheckedPolicy(
+        name=policy.name,
+        laws=tuple(law.format(stored=stored) for law in _LAWS),
+        latent=seen.latent,
+        clip=seen.clip,
+        rate=seen.rate,
+        parameters=sum(p.numel() for p in parameters.values()),
+        tensors=len(parameters),
+        steps=steps,
+        rows=len(prompts) + 1,
+        sample_seconds=seen.sampling / (len(prompts) + 1),
+        step_seconds=seen.training,
+        explained=seen.explained,
+    )
+
+
+@dataclass
+class _Seen:
+    """What is noted on the way; sampling and training in seconds of a whole batch."""
+
+    latent: tuple[int, ...] = ()
+    clip: tuple[int, ...] = ()
+    rate: int | None = None
+    sampling: float = float("nan")
+    training: float = float("nan")
+    explained: float = float("nan")
+
+
+def _now(like: Tensor) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if like.is_cuda:
+        torch.cuda.synchronize(like.device)
+    return time.perf_counter()
+
+
+@contextmanager
+def _kept(method: str, faults: Faults, **given: Tensor) -> Iterator[None]:
+    """What changes in place of the tensors given becomes a fault of `method`, and is put back."""
+    before = {name: tensor.detach().clone() for name, tensor in given.items()}
+    yield
+    for name, tensor in given.items():
+        if not torch.equal(torch.nan_to_num(tensor), torch.nan_to_num(before[name])):
+            faults.add(method, f"leaves the {name} it is given as they are (no in-place changes)")
+            with torch.no_grad():
+                tensor.copy_(before[name])
 
 
 def _check_optional(policy: Policy, faults: Faults) -> None:
@@ -76,12 +169,14 @@ def _check_encode(policy: Policy, prompts: list[str], faults: Faults) -> None:
             faults.add("encode", f"gives one shape for all prompts, so that rows of two calls fit together ({name!r})")
 
 
-def _check_generate(policy: Policy, prompts: list[str], steps: int, faults: Faults) -> Generation | None:
+def _check_generate(
+    policy: Policy, prompts: list[str], steps: int, guidance: float, faults: Faults, seen: _Seen
+) -> Generation | None:
     asked, seeds = [*prompts, prompts[0]], list(range(11, 12 + len(prompts)))
 
     def generate(rows: Sequence[int]) -> Generation | None:
         chosen = [asked[i] for i in rows], [seeds[i] for i in rows]
-        return faults.call("generate", lambda: policy.generate(*chosen, steps=steps, guidance=1.5))
+        return faults.call("generate", lambda: policy.generate(*chosen, steps=steps, guidance=guidance))
 
     every = range(len(asked))
     made = generate(every)
@@ -95,7 +190,11 @@ def _check_generate(policy: Policy, prompts: list[str], steps: int, faults: Faul
     if len(made.latents) != len(asked):
         faults.add("generate", f"gives one latent a prompt; {len(made.latents)} for {len(asked)}")
         return None
-    again, alone = generate(every), generate([len(asked) - 1])
+    seen.latent = tuple(made.latents.shape[1:])
+    start = _now(made.latents)
+    again = generate(every)
+    seen.sampling = _now(made.latents) - start
+    alone = generate([len(asked) - 1])
     faults.same(
         "generate", made.latents, None if again is None else again.latents, "gives the same samples for the same seeds"
     )
@@ -111,10 +210,12 @@ def _check_generate(policy: Policy, prompts: list[str], steps: int, faults: Faul
     return made
 
 
-def _check_decode(policy: Policy, made: Generation, faults: Faults) -> None:
-    media = faults.call("decode", lambda: policy.decode(made))
+def _check_decode(policy: Policy, made: Generation, faults: Faults, seen: _Seen) -> None:
+    with _kept("decode", faults, latents=made.latents):
+        media = faults.call("decode", lambda: policy.decode(made))
     if media is None:
         return
+    seen.clip, seen.rate = tuple(media.tensor.shape[1:]), media.rate
     faults.expect(media.prompts == made.prompts, "decode", "keeps the generation's prompts, in order")
     faults.expect(not media.tensor.requires_grad, "decode", "runs without gradient")
     faults.expect(media.tensor.dtype == torch.float32, "decode", f"gives float32, not {media.tensor.dtype}")
@@ -150,19 +251,30 @@ def _check_noising(policy: Policy, latents: Tensor, faults: Faults) -> Noising |
     return first
 
 
-def _check_learning(policy: Policy, made: Generation, noising: Noising, faults: Faults) -> None:
+def _check_learning(policy: Policy, made: Generation, noising: Noising, faults: Faults, seen: _Seen) -> None:
     """predict, target, weights, reference, save and load: all read through what `predict` gives."""
+    given = {"latents": made.latents, "noise": noising.noise, "noise levels": noising.sigma}
+    conditions = {f"conditions ({name!r})": tensor for name, tensor in made.cond.tensors.items()}
 
     def predict() -> Tensor | None:
         return faults.call("predict", lambda: policy.predict(made.latents, noising, made.cond))
 
     with torch.no_grad():
-        start = predict()
-        target = faults.call("target", lambda: policy.target(made.latents, noising))
+        with _kept("predict", faults, **given, **conditions):
+            start = predict()
+        with _kept("target", faults, **given):
+            target = faults.call("target", lambda: policy.target(made.latents, noising))
     shape = tuple(made.latents.shape)
     good = start is not None and faults.shape("predict", start, shape, "like the latents")
     if not good or target is None or not faults.shape("target", target, shape, "like the latents"):
         return
+    assert start is not None
+    seen.explained = _explained(start.double(), target.double(), faults)
+    others = made.cond.rows([*range(1, len(made.latents)), 0])
+    with torch.no_grad():
+        exchanged = faults.call("predict", lambda: policy.predict(made.latents, noising, others))
+    if exchanged is not None and torch.allclose(start, exchanged):
+        faults.warn("predict", "gives the same whatever the prompt: are its conditions used?")
     moved = {
         name: p.detach() + 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).to(p)
         for i, (name, p) in enumerate(policy.trainable().items())
@@ -177,8 +289,25 @@ def _check_learning(policy: Policy, made: Generation, noising: Noising, faults: 
             reference = predict()
         faults.same("reference", start, reference, "shows the starting model, whatever the weights have become")
         faults.same("reference", trained, predict(), "leaves the trained weights as they were")
+    begun = _now(target)
+    with torch.no_grad(), faults.inside("reference", policy.reference):
+        predict()
     _check_gradient(policy, predict, target, faults)
+    seen.training = _now(target) - begun
     _check_stored(policy, moved, predict, faults)
+
+
+def _explained(prediction: Tensor, target: Tensor, faults: Faults) -> float:
+    """1 - error / size of the target; a warning where the two point away from each other."""
+    size = float(target.square().sum())
+    cosine = float((prediction * target).sum()) / max(size * float(prediction.square().sum()), 1e-30) ** 0.5
+    if cosine < OPPOSED:
+        faults.warn(
+            "predict",
+            f"points away from its target (cosine {cosine:.2f}): unless its weights are random, the network predicts "
+            "the opposite sign, or its time runs the other way (`scaling`: Flow or ReversedFlow?)",
+        )
+    return 1 - float((prediction - target).square().sum()) / max(size, 1e-30)
 
 
 def _check_stored(
