@@ -256,11 +256,11 @@ class _Padding:
     may have gone through the network.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
+    def __init__(self, model: Any) -> None:
+        self._model = model
         self._keep: Tensor | None = None
         self._again: Callable[..., Any] | None = None
-        for block in self._model.layers:
+        for block in model.layers:
             block.register_forward_pre_hook(self._fill_in, with_kwargs=True)
 
     @contextmanager
