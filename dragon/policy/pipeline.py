@@ -8,6 +8,7 @@ LoRA, the reference and saving are `dragon.policy.base` and `dragon.policy.tunin
 from __future__ import annotations
 
 import copy
+import difflib
 import inspect
 import json
 import os
@@ -427,7 +428,9 @@ def _hub_unreachable(folder: str, revision: str | None) -> str:
 def _family(kind: str) -> Callable[..., Family]:
     known = available("family")
     if kind not in known and ":" not in kind:
-        near = nearest(kind, known)
+        stems = {name.removesuffix("Pipeline"): name for name in known}  # else all would be alike
+        close = difflib.get_close_matches(kind.removesuffix("Pipeline"), stems, n=2)
+        near = " or ".join(repr(stems[stem]) for stem in close)
         raise ConfigError(
             f"pipelines of class {kind!r} are of no known family{f'; did you mean {near}?' if near else ''}; known: "
             f"{', '.join(known)}. {OWN_MODEL} shows how to write an adapter for your own model"

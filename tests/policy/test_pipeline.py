@@ -117,7 +117,7 @@ def test_a_hub_name_without_a_network_is_one_clear_error_at_once():
     began = time.process_time()
     for ask in (class_name, PipelinePolicy):
         with pytest.raises(ConfigError) as error:
-            ask("stabilityai/no-such-model")  # type: ignore[operator]
+            ask("stabilityai/no-such-model")
         message = str(error.value)
         assert "neither a folder here nor in the hub's cache" in message and "HF_HUB_OFFLINE" in message
         assert "path of a folder" in message and "\n" not in message
@@ -292,7 +292,7 @@ def test_the_home_folder_is_found(folder, monkeypatch):
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_only_what_is_trained_asks_for_gradients_and_nothing_is_in_train_mode(folder, tuning):
     made = policy(folder, tuning=tuning)
-    parts = [part for part in made._backbone._pipe.components.values() if isinstance(part, nn.Module)]  # type: ignore[attr-defined]
+    parts = [part for part in made._backbone._pipe.components.values() if isinstance(part, nn.Module)]
     asking = {id(p) for part in parts for p in part.parameters() if p.requires_grad}
     assert asking and asking == {id(p) for p in made.trainable().values()}
     assert not any(module.training for part in parts for module in part.modules())
@@ -301,7 +301,7 @@ def test_only_what_is_trained_asks_for_gradients_and_nothing_is_in_train_mode(fo
 @pytest.mark.filterwarnings("ignore:precision is")
 def test_layers_that_overflow_in_float16_stay_float32(folder):
     made = policy(folder, weights="float16", precision="float16")
-    pipe = made._backbone._pipe  # type: ignore[attr-defined]
+    pipe = made._backbone._pipe
     formats = {name: p.dtype for name, p in pipe.text_encoder.named_parameters()}
     assert {dtype for name, dtype in formats.items() if ".wo." in name} == {torch.float32}
     assert {dtype for name, dtype in formats.items() if ".wo." not in name} == {torch.float16}
@@ -311,13 +311,13 @@ def test_layers_that_overflow_in_float16_stay_float32(folder):
 
 def test_prompts_are_encoded_once_and_remembered_on_the_cpu(folder, monkeypatch):
     made, asked = policy(folder), []
-    encode = type(made._backbone._family).encode  # type: ignore[attr-defined]
+    encode = type(made._backbone._family).encode
 
     def noted(self: Any, prompt: str, device: torch.device) -> Cond:
         asked.append(prompt)
         return encode(self, prompt, device)
 
-    monkeypatch.setattr(type(made._backbone._family), "encode", noted)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(made._backbone._family), "encode", noted)
     for guidance in (1.0, 3.0):
         made.generate([PROMPTS[0], PROMPTS[1], PROMPTS[0]], [1, 2, 3], steps=1, guidance=guidance)
     again = made.encode(PROMPTS[1::-1])
@@ -530,7 +530,7 @@ def test_clips_are_decoded_a_few_at_a_time():
     latents = torch.randn(5, 2)
     made = backbone(decode_rows=2)
     clips = made.decode_latents(latents)
-    assert made._family.decoded == [2, 2, 1]  # type: ignore[attr-defined]
+    assert made._family.decoded == [2, 2, 1]
     assert torch.equal(clips, backbone(decode_rows=100).decode_latents(latents)) and clips.dtype == torch.float32
 
 
