@@ -1,0 +1,26 @@
+"""SynthER: more transitions for reinforcement learning, from a diffusion model of those there are (arXiv 2303.06614).
+
+`fit(transitions, spec, config) -> Upsampler`; `.sample(n, seed)`. On the same denoiser, EDM scaling, samplers, loss and
+average as the audio models (`dragon.diffusion`); knows no audio and no rewards of clips.
+"""
+
+from __future__ import annotations
+
+from dragon.synther.columns import TransitionSpec
+from dragon.synther.training import PRESETS, FitConfig, preset
+from dragon.synther.transitions import Transitions, read_npz, write_npz
+from dragon.synther.upsampler import PAPER_SAMPLING, SampleConfig, Upsampler, fit
+
+__all__ = [
+    "PAPER_SAMPLING",
+    "PRESETS",
+    "FitConfig",
+    "SampleConfig",
+    "TransitionSpec",
+    "Transitions",
+    "Upsampler",
+    "fit",
+    "preset",
+    "read_npz",
+    "write_npz",
+]

@@ -1,0 +1,45 @@
+"""The denoiser of rows: a residual MLP told the noise level by random Fourier features.
+
+Knows tensors only. With `cond` 0 it is the network of Lu et al. (2023), appendix C: no layer norm, six residual blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualMLP(nn.Module):
+    """(x (b, d), time (b,), cond (b, c) or None) -> (b, d).
+
+    width: of the residual blocks. inner: of the embedded row and time, where they are added. cond: numbers of the
+    condition (0: none), added where the time is. The Fourier frequencies are drawn once and never trained.
+
+    Source: Lu et al. (2023), SynthER, appendix C.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, d: int, *, width: int = 1024, inner: int = 128, depth: int = 6, cond: int = 0) -> None:
+        super().__init__()
+        self.settings = {"d": d, "width": width, "inner": inner, "depth": depth, "cond": cond}
+        self.register_buffer("frequencies", torch.randn(8))
+        self.time = nn.Sequential(nn.Linear(17, inner), nn.SiLU(), nn.Linear(inner, inner))
+        self.row = nn.Linear(d, inner)
+        self.cond = nn.Linear(cond, inner) if cond else None
+        self.start = nn.Linear(inner, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.end = nn.Linear(width, d)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Tensor | None = None) -> Tensor:
+        angles = 2 * math.pi * time[:, None] * self.frequencies
+        h = self.row(x) + self.time(torch.cat([time[:, None], angles.sin(), angles.cos()], 1))
+        if self.cond is not None:
+            h = h + self.cond(cond)
+        h = self.start(h)
+        for block in self.blocks:
+            h = h + block(h.relu())
+        out: Tensor = self.end(h.relu())
+        return out
