@@ -146,8 +146,8 @@ class Layout:
         found = transitions.arrays()
         if sorted(found) != sorted(g.name for g in self.groups):
             raise ShapeError(
-                f"transitions hold {', '.join(found)}; expected {', '.join(g.name for g in self.groups)}, as in the data "
-                "the model was fitted to"
+                f"transitions hold {', '.join(found)}; expected {', '.join(g.name for g in self.groups)}, as in the "
+                "data the model was fitted to"
             )
         return {g.name: _wide(found[g.name], g) for g in self.groups}
 
