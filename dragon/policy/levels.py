@@ -37,11 +37,16 @@ class DiscreteTimes:
     """The table of a network trained on steps 0 ... n - 1 of a variance-preserving process.
 
     alphas_cumprod: (n,) falling shares of signal power, as diffusers' schedulers hold them. Between two steps log sigma
-    is linear in the step; on a step `time` and `levels` are exact. A last step without signal becomes a finite level.
+    is linear in the step; on a step `time` and `levels` are exact. A last step without signal becomes a finite level,
+    at least twice the one before it.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        power = alphas_cumprod.double().cpu().clamp(min=2.0**-24)
+        power = alphas_cumprod.double().cpu()
+        if (
+            power[-1] <= 0 or power[-1] >= power[-2]
+        ):  # some schedulers write 2^-24 for 0, which lies above its neighbours
+            power = torch.cat([power[:-1], (power[-2:-1] / 4).clamp(max=2.0**-24)])
         self.table = ((1 - power) / power).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:

@@ -270,6 +270,21 @@ def test_noise_needs_seeds() -> None:
         SeededNoise([])
 
 
+def test_generators_go_on_where_the_draws_left_them() -> None:
+    """A scheduler that draws from them continues each sample's own stream, whatever the batch."""
+    noise = SeededNoise([5, 6, 5])
+    assert [g.initial_seed() for g in noise.generators] == [5, 6, 5]
+    assert len({id(g) for g in noise.generators}) == 3
+    first = noise.draw((4,))
+    later = torch.stack([torch.randn(4, generator=g) for g in noise.generators])
+    again = SeededNoise([5, 6, 5])
+    assert torch.equal(again.draw((4,)), first) and torch.equal(again.draw((4,)), later)
+    assert torch.equal(later[0], later[2]) and not torch.equal(later[0], first[0])
+    alone = SeededNoise([6])
+    alone.draw((4,))
+    assert torch.equal(torch.randn(4, generator=alone.generators[0]), later[1])
+
+
 # ---- the shape of a sampler ---------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragon.diffusion import EDM, Clean, Epsilon, Flow, Scaling, VPrediction, convert_error, cosine_time
+from dragon.diffusion import EDM, Clean, Epsilon, Flow, ReversedFlow, Scaling, VPrediction, convert_error, cosine_time
 from dragon.diffusion.scaling import per_row
 from dragon.errors import ConfigError, ShapeError
 
@@ -21,6 +21,7 @@ SCALINGS: dict[str, Scaling] = {
     "epsilon": Epsilon(),
     "v": VPrediction(),
     "flow": Flow(),
+    "reversed flow": ReversedFlow(),
     "clean": Clean(),
 }
 every = pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS.keys())
@@ -57,7 +58,7 @@ def test_raw_and_denoised_are_inverse(scaling: Scaling) -> None:
     torch.testing.assert_close(scaling.raw(scaling.denoised(raw, X, SIGMA), X, SIGMA), raw, rtol=1e-9, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["edm", "epsilon", "v", "flow"])
+@pytest.mark.parametrize("name", ["edm", "epsilon", "v", "flow", "reversed flow"])
 def test_without_noise_the_sample_passes_by_the_network(name: str) -> None:
     scaling, zero = SCALINGS[name], torch.zeros(len(X0), dtype=torch.float64)
     assert torch.equal(scaling.denoised(NOISE, X0, zero), X0)
@@ -66,7 +67,13 @@ def test_without_noise_the_sample_passes_by_the_network(name: str) -> None:
 
 def test_coefficients_at_high_noise() -> None:
     infinite = torch.tensor(1e12, dtype=torch.float64)
-    for scaling, c_out in [(EDM(0.5), 0.5), (VPrediction(), -1.0), (Flow(), -1.0), (Clean(), 1.0)]:
+    for scaling, c_out in [
+        (EDM(0.5), 0.5),
+        (VPrediction(), -1.0),
+        (Flow(), -1.0),
+        (ReversedFlow(), 1.0),
+        (Clean(), 1.0),
+    ]:
         assert scaling.c_skip(infinite).item() == pytest.approx(0, abs=1e-11)
         assert scaling.c_out(infinite).item() == pytest.approx(c_out, rel=1e-11)
 
@@ -139,6 +146,43 @@ def test_flow_formulas() -> None:
     close(x_t + (1 - t) * u, NOISE)
     any_u = draw(*X.shape, seed=6)
     close(flow.denoised(any_u, X, SIGMA), x_t - t * any_u)
+
+
+def test_reversed_flow_formulas() -> None:
+    """Time runs from noise, 0, to the clean sample, 1: x_t = t x0 + (1 - t) eps, u = dx_t / dt = x0 - eps."""
+    flow, sigma = ReversedFlow(), SIGMA[:, None, None]
+    t = flow.c_noise(sigma)
+    x_t = t * X0 + (1 - t) * NOISE
+    close(flow.c_in(sigma) * X, x_t)
+    u = flow.target(X0, SIGMA, NOISE)
+    close(u, X0 - NOISE)
+    close(x_t + (1 - t) * u, X0)
+    any_u = draw(*X.shape, seed=6)
+    close(flow.denoised(any_u, X, SIGMA), x_t + (1 - t) * any_u)
+
+
+def test_reversed_flow_is_flow_with_sign_and_time_turned() -> None:
+    flow, turned = Flow(), ReversedFlow()
+    any_u = draw(*X.shape, seed=6)
+    close(turned.denoised(-any_u, X, SIGMA), flow.denoised(any_u, X, SIGMA))
+    close(turned.target(X0, SIGMA, NOISE), -flow.target(X0, SIGMA, NOISE))
+    close(turned.c_noise(SIGMA) + flow.c_noise(SIGMA), torch.ones_like(SIGMA))
+    # near noise 1 - t would be rounding alone: 1 - 1e6 / (1e6 + 1) in float32 is off by a tenth
+    high = torch.tensor([1e6])
+    torch.testing.assert_close(turned.c_noise(high), torch.tensor([1 / (1e6 + 1)]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", [Epsilon, VPrediction, Flow, ReversedFlow, Clean])
+def test_a_time_of_its_own_changes_what_the_network_is_told_and_nothing_else(kind: type) -> None:
+    def thousandths(sigma: Tensor) -> Tensor:
+        return 1000 * sigma / (1 + sigma)
+
+    own, other = kind(time=thousandths), kind()
+    close(own.c_noise(SIGMA), 1000 * SIGMA / (1 + SIGMA))
+    assert not torch.equal(own.c_noise(SIGMA), other.c_noise(SIGMA))
+    for coefficient in ("c_skip", "c_out", "c_in"):
+        assert torch.equal(getattr(own, coefficient)(SIGMA), getattr(other, coefficient)(SIGMA))
+    assert torch.equal(own.target(X0, SIGMA, NOISE), other.target(X0, SIGMA, NOISE))
 
 
 @every
