@@ -11,14 +11,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from dragon import audio
 from dragon.build import build_policy
+from dragon.clips import write_clip
 from dragon.config import Spec, TrainConfig
 from dragon.errors import ConfigError
 from dragon.files import writing
-from dragon.media import Generation, Media
+from dragon.media import Generation
 from dragon.prompts import load_prompts
 from dragon.protocols import Policy
 from dragon.registry import available
@@ -90,9 +88,13 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
             for start in range(0, len(asked), batch_size):
                 texts, seeds = zip(*asked[start : start + batch_size], strict=True)
                 made: Generation = policy.generate(texts, seeds, steps=steps, guidance=guidance)
-                for row, path in enumerate(_write(policy.decode(made), folder, start)):
-                    table.writerow((path.name, made.prompts[row], made.seeds[row], *_length(path)))
-                    yield path
+                clips = policy.decode(made)
+                for row in range(len(clips)):
+                    written = write_clip(clips, row, folder / f"{start + row:04d}")
+                    seconds = "" if written.seconds is None else round(written.seconds, 4)
+                    rate = "" if written.rate is None else written.rate
+                    table.writerow((written.path.name, made.prompts[row], made.seeds[row], rate, seconds))
+                    yield written.path
 
 
 def _load(model: str, device: str) -> tuple[TrainConfig, Policy]:
@@ -103,23 +105,3 @@ def _load(model: str, device: str) -> tuple[TrainConfig, Policy]:
         return config, build_policy(config)
     known = ", ".join(available("policy"))
     raise ConfigError(f"{short(model)} is neither a run folder (with a config.yaml) nor a policy ({known})")
-
-
-def _write(media: Media, folder: Path, first: int) -> Iterator[Path]:
-    """One file a clip: .wav, or .npy for media without a rate."""
-    for row in range(len(media)):
-        path = folder / f"{first + row:04d}.{'npy' if media.rate is None else 'wav'}"
-        one = media.rows([row])
-        if media.rate is None:
-            np.save(path, one.tensor[0].cpu().numpy())
-        else:
-            audio.save(path, audio.to_audio(one)[0])
-        yield path
-
-
-def _length(path: Path) -> tuple[object, object]:
-    """(rate, seconds); empty for what is not audio."""
-    if path.suffix == ".npy":
-        return "", ""
-    clip = audio.load(path)
-    return clip.rate, round(clip.samples.shape[-1] / clip.rate, 4)

@@ -15,12 +15,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_encoder
+from dragon.encoders.lookup import EncoderSpec, get_encoder
 from dragon.encoders.vectors import clip_vectors
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import as_features
 from dragon.media import Media
-from dragon.protocols import Encoder, SwapScorer
+from dragon.protocols import SwapScorer
 from dragon.rewards.clap import unit_rows
 from dragon.rewards.set_kernel import PairScorer
 from dragon.rewards.vendi import checked_order, effective_number, spectrum
@@ -37,16 +37,16 @@ class SetVendi:
     It pays for noise as for variety: trained toward alone, clips drift away from music and from their prompts. Mix it
     with a reward of prompt fit, such as `clap_score`; compare only sets made from the same prompts.
 
-    encoder: name or object; the clip embedding of a joint encoder, else the mean over frames. q: order; 1 is the usual
-    one, 2 is the cheapest, and above 1 the frequent kinds of clips count more. device: where a named encoder runs.
-    name: what reports call it.
+    encoder: name, name with options, or object; the clip embedding of a joint encoder, else the mean over frames. q:
+    order; 1 is the usual one, 2 is the cheapest, and above 1 the frequent kinds of clips count more. device: where a
+    named encoder runs. name: what reports call it.
 
     Raises:
         ConfigError: q is 0, the rank, which has no derivative to train toward; or below 0.
     """
 
     def __init__(
-        self, encoder: str | Encoder = "mini", q: float = 1.0, *, device: str = "cpu", name: str = "vendi"
+        self, encoder: EncoderSpec = "mini", q: float = 1.0, *, device: str = "cpu", name: str = "vendi"
     ) -> None:
         self._name = name
         self.q = checked_order(q)

@@ -18,7 +18,7 @@ __all__ = ["Page", "listen_page", "run_pictures", "write_evaluation", "write_rep
 
 
 def write_report(folder: str | os.PathLike[str]) -> list[Path]:
-    """Pictures of the run in `folder`/pictures and, where audio was kept, `folder`/listen.html; what was written."""
+    """Pictures of the run in `folder`/pictures and, where clips were kept, `folder`/listen.html; what was written."""
     written = run_pictures(folder)
     page = listen_page(folder)
     return [*written, page] if page is not None else written

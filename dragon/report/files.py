@@ -5,7 +5,7 @@ so a reader never meets half of one.
 
     evaluation.json           version 1, one result a reward
     evaluation_scores.csv     reward,side,prompt_index,prompt,sample,seed,score - enough to recompute every win rate
-    samples/{base,tuned}/     audio, or .npy arrays for media without a rate
+    samples/{base,tuned}/     .wav of audio, .png of images, .npy of anything else
     samples/samples.csv       file,prompt,seed,rate,seconds; file relative to samples/
 """
 
@@ -24,9 +24,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dragon import audio
+from dragon.clips import write_clip
 from dragon.errors import ConfigError
 from dragon.files import write_whole, writing
+from dragon.image import EXTENSION
 from dragon.media import Media
 from dragon.tables import csv_rows, csv_text
 from dragon.texts import short
@@ -62,6 +63,10 @@ class Sample:
     @property
     def side(self) -> str:
         return self.file.split("/")[0]
+
+    @property
+    def is_picture(self) -> bool:
+        return self.rate is None and self.file.endswith(EXTENSION)
 
 
 class Side(Protocol):
@@ -185,17 +190,11 @@ def _write_clips(got: Side, side: str, samples: Path) -> Iterable[Sequence[objec
     if got.kept is None:
         return
     (samples / side).mkdir(parents=True, exist_ok=True)
-    clips = audio.to_audio(got.kept) if got.kept.rate is not None else None
     for row, prompt in enumerate(got.kept_prompts):
-        seed = got.seeds[prompt][0]
-        if clips is None:
-            name = f"{side}/{prompt:04d}.npy"
-            np.save(samples / name, got.kept.tensor[row].numpy())
-            yield name, got.prompts[prompt], seed, "", ""
-        else:
-            name = f"{side}/{prompt:04d}.wav"
-            audio.save(samples / name, clips[row])
-            yield name, got.prompts[prompt], seed, clips[row].rate, f"{clips[row].seconds:.3f}"
+        written = write_clip(got.kept, row, samples / side / f"{prompt:04d}")
+        rate = "" if written.rate is None else written.rate
+        seconds = "" if written.seconds is None else f"{written.seconds:.3f}"
+        yield f"{side}/{written.path.name}", got.prompts[prompt], got.seeds[prompt][0], rate, seconds
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""A page to listen to: base beside tuned for the same prompt, with scores and spectrograms.
+"""A page to listen to, or to look at: base beside tuned for the same prompt, with scores; sounds with spectrograms.
 
 Reads a run folder and writes `listen.html` into it; opens from disk in any browser, without a network.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from dragon import audio
 from dragon.report.files import Sample, read_scores
-from dragon.report.page import Page, picture, player, small
+from dragon.report.page import Page, picture, picture_file, player, small
 from dragon.report.pictures import read_evaluation, sample_pairs, shorten
 from dragon.report.spectrogram import spectrogram_png
 
@@ -23,9 +23,9 @@ _PROMPT_LETTERS = 500  # of a prompt that are shown: a page of 100 kB headings c
 def listen_page(
     folder: str | os.PathLike[str], *, embed: bool = False, title: str = "Base beside tuned"
 ) -> Path | None:
-    """Writes `folder`/listen.html and returns its path; None where the run kept no audio.
+    """Writes `folder`/listen.html and returns its path; None where the run kept neither audio nor images.
 
-    embed: put the sound into the page (one file to send around) instead of naming the files beside it.
+    embed: put the sounds or images into the page (one file to send around) instead of naming the files beside it.
     """
     root = Path(folder)
     pairs = sample_pairs(root)
@@ -69,9 +69,8 @@ def _lines(evaluation: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _card(root: Path, sample: Sample, scores: Mapping[tuple[str, str, int, str], float], embed: bool) -> list[str]:
-    """Player, scores and spectrogram of one clip."""
+    """One clip: player, spectrogram and scores, or image and scores."""
     path = root / "samples" / sample.file
-    clip = audio.load(path)
     of_clip = {
         reward: score
         for (side, prompt, seed, reward), score in scores.items()
@@ -81,6 +80,10 @@ def _card(root: Path, sample: Sample, scores: Mapping[tuple[str, str, int, str],
         f"{name} {'no opinion' if math.isnan(score) else f'{score:.4g}'}" for name, score in of_clip.items()
     )
     label = f"{sample.side}: {shorten(sample.prompt, _PROMPT_LETTERS)}"
+    if sample.is_picture:
+        shown = [picture_file(path, page_folder=root, embed=embed, label=label)]
+        return [*shown, small(text), small(f"seed {sample.seed}")]
+    clip = audio.load(path)
     return [
         player(path, page_folder=root, embed=embed, label=label),
         picture(spectrogram_png(clip.samples, clip.rate), f"spectrogram, {label}"),

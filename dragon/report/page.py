@@ -1,7 +1,7 @@
 """A page of HTML in one file: headings, text, tables, pictures and players, without any outside resource.
 
-Knows nothing of what it shows: text is escaped, pictures are embedded as PNG, sounds are embedded or named by a
-path relative to the page. Light and dark follow the reader's system.
+Knows nothing of what it shows: text is escaped, drawn pictures are embedded as PNG, files of sounds and pictures are
+embedded or named by a path relative to the page. Light and dark follow the reader's system.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ const players = [...document.querySelectorAll("audio")];
 for (const p of players) p.addEventListener("play", () => { for (const q of players) if (q !== p) q.pause(); });
 """
 
-_SOUND = {".wav": "audio/wav", ".flac": "audio/flac", ".ogg": "audio/ogg", ".mp3": "audio/mpeg"}
+_TYPES = {
+    ".wav": "audio/wav",
+    ".flac": "audio/flac",
+    ".ogg": "audio/ogg",
+    ".mp3": "audio/mpeg",
+    ".png": "image/png",
+}
 
 
 class Page:
@@ -67,7 +73,7 @@ class Page:
         self._parts.append(picture(png, alt))
 
     def columns(self, cards: Sequence[tuple[str, Sequence[str]]]) -> None:
-        """Cards side by side, each a title with parts made by `picture`, `player` and `small`."""
+        """Cards side by side, each a title with parts made by `picture`, `picture_file`, `player` and `small`."""
         made = "".join(f'<div class="card"><h3>{_text(title)}</h3>{"".join(parts)}</div>' for title, parts in cards)
         self._parts.append(f'<div class="columns">{made}</div>')
 
@@ -93,17 +99,24 @@ def picture(png: bytes, alt: str) -> str:
 
 def player(path: str | os.PathLike[str], *, page_folder: str | os.PathLike[str], embed: bool, label: str) -> str:
     """A sound file as an HTML part: embedded, or by its path relative to the page's folder."""
-    file = Path(path)
-    if embed:
-        source = f"data:{_SOUND[file.suffix.lower()]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-    else:
-        source = quote(Path(os.path.relpath(file, page_folder)).as_posix())
+    source = _source(Path(path), page_folder, embed)
     return f'<audio controls preload="none" aria-label="{_text(label)}" src="{source}"></audio>'
+
+
+def picture_file(path: str | os.PathLike[str], *, page_folder: str | os.PathLike[str], embed: bool, label: str) -> str:
+    """The same of a picture file."""
+    return f'<img alt="{_text(label)}" loading="lazy" src="{_source(Path(path), page_folder, embed)}">'
 
 
 def small(text: str) -> str:
     """A line of small text as an HTML part."""
     return f'<div class="small">{_text(text)}</div>'
+
+
+def _source(file: Path, page_folder: str | os.PathLike[str], embed: bool) -> str:
+    if embed:
+        return f"data:{_TYPES[file.suffix.lower()]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return quote(Path(os.path.relpath(file, page_folder)).as_posix())
 
 
 def _text(value: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its folder: scores, win rates, the training curve, spectrograms.
+"""Pictures of a run, drawn from its folder: scores, win rates, the training curve, spectrograms or sampled images.
 
 Knows the run folder's files, not the code that made them. Each picture says in its title what one should see.
 Drawn with matplotlib's Agg canvas and without pyplot, so no window, no global figure and no backend is touched.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dragon import audio
+from dragon import audio, image
 from dragon.errors import ConfigError
 from dragon.files import write_whole
 from dragon.report.files import Sample, Score, own_folder, read_samples, read_scores
@@ -29,7 +29,7 @@ _CURVES = ("gap", "implicit_accuracy", "loss", "grad_norm", "beta_gain_median")
 
 
 def run_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Writes `folder`/pictures/*.png for what the run left: evaluation, log, audio samples; returns the paths."""
+    """Writes `folder`/pictures/*.png for what the run left: evaluation, log, samples; returns the paths."""
     root = Path(folder)
     drawn: dict[str, Any] = {}
     if (root / "evaluation.json").exists():
@@ -40,8 +40,11 @@ def run_pictures(folder: str | os.PathLike[str]) -> list[Path]:
             drawn["scores"] = score_histograms(scores)
     if (root / "log.jsonl").exists() and (log := read_log(root / "log.jsonl")):
         drawn["training"] = training_curves(log)
-    if pairs := sample_pairs(root):
-        drawn["spectrograms"] = spectrogram_grid(root, pairs[:6])
+    pairs = sample_pairs(root)
+    if heard := [pair for pair in pairs if not pair[0].is_picture]:
+        drawn["spectrograms"] = spectrogram_grid(root, heard[:6])
+    if seen := [pair for pair in pairs if pair[0].is_picture]:
+        drawn["images"] = image_grid(root, seen[:12])
     pictures = own_folder(root, "pictures")
     return [_save(figure, pictures / f"{name}.png") for name, figure in drawn.items()]
 
@@ -78,10 +81,10 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def sample_pairs(folder: str | os.PathLike[str]) -> list[tuple[Sample, Sample]]:
-    """(base, tuned) audio samples of the same prompt, in the prompts' order."""
+    """(base, tuned) samples of the same prompt, in the prompts' order: those that can be heard or seen."""
     sides: dict[str, dict[str, Sample]] = defaultdict(dict)
     for sample in read_samples(folder):
-        if sample.rate is not None:
+        if sample.rate is not None or sample.is_picture:
             sides[sample.side][Path(sample.file).name] = sample
     return [(sides["base"][name], sides["tuned"][name]) for name in sorted(sides["base"]) if name in sides["tuned"]]
 
@@ -168,6 +171,23 @@ def spectrogram_grid(folder: str | os.PathLike[str], pairs: Sequence[tuple[Sampl
             clip = audio.load(Path(folder) / "samples" / sample.file)
             draw_spectrogram(axes, clip.samples, clip.rate)
             axes.set_ylabel(side, fontsize=8, color=BASE if side == "base" else TUNED, fontweight="bold")
+    return figure
+
+
+def image_grid(folder: str | os.PathLike[str], pairs: Sequence[tuple[Sample, Sample]]) -> Any:
+    """Base beside tuned for each prompt, two prompts a row."""
+    columns = min(2, len(pairs))
+    rows = -(-len(pairs) // columns)
+    shown = [[image.as_bytes(image.load(Path(folder) / "samples" / side.file)) for side in pair] for pair in pairs]
+    height, width = shown[0][0].shape[:2]
+    figure = _figure(5.2 * columns, (0.45 + 2.5 * min(height / width, 2)) * rows)
+    blocks = np.atleast_1d(figure.subfigures(rows, columns)).reshape(-1)
+    for block, pair, pictures in zip(blocks, pairs, shown, strict=False):
+        block.suptitle(literal(shorten(pair[0].prompt, 72)), fontsize=8)
+        for axes, pixels, side in zip(block.subplots(1, 2), pictures, ("base", "tuned"), strict=True):
+            axes.imshow(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+            axes.set_axis_off()
+            axes.set_title(side, fontsize=8, color=BASE if side == "base" else TUNED, fontweight="bold")
     return figure
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dragon import audio, intervals
+from dragon import audio, image, intervals
 from dragon.errors import ConfigError
 from dragon.evaluate import evaluate
 from dragon.policy.toy import ToyPolicy
@@ -35,6 +35,24 @@ class TonePolicy(ToyPolicy):
         t = torch.arange(RATE // 2) / RATE
         tone = (0.5 + 0.4 * y.clamp(-1, 1)) * torch.sin(2 * torch.pi * 880 * 2**x * t)
         return replace(media, tensor=tone[:, None].float(), rate=RATE)
+
+
+class ColourPolicy(ToyPolicy):
+    """A picture of one colour for each point of the plane: x is red, y green."""
+
+    def decode(self, generation):
+        media = super().decode(generation)
+        x, y = media.tensor[:, 0].clamp(-1, 1), media.tensor[:, 1].clamp(-1, 1)
+        return replace(media, tensor=torch.stack([x, y, -torch.ones_like(x)], 1)[..., None].expand(-1, -1, 6, 8))
+
+
+@dataclass(frozen=True)
+class Redness:
+    name: str = "redness"
+    abstains: bool = False
+
+    def score(self, media):
+        return media.tensor[:, 0].double().mean((1, 2))
 
 
 @dataclass(frozen=True)
@@ -62,6 +80,17 @@ def evaluation():
 @pytest.fixture
 def folder(tmp_path, evaluation):
     write_evaluation(evaluation, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def coloured():
+    return measured(ColourPolicy(), {"redness": Redness()})
+
+
+@pytest.fixture
+def pictured(tmp_path, coloured):
+    write_evaluation(coloured, tmp_path)
     return tmp_path
 
 
@@ -119,6 +148,18 @@ class TestFiles:
         assert sample_pairs(tmp_path) == []
         assert listen_page(tmp_path) is None
 
+    def test_images_are_kept_as_pictures(self, pictured, coloured):
+        found = read_samples(pictured)
+        assert [sample.file for sample in found] == [
+            f"{side}/{row:04d}.png" for side in ("base", "tuned") for row in (0, 1, 3, 5)
+        ]
+        assert {(sample.rate, sample.seconds, sample.is_picture) for sample in found} == {(None, None, True)}
+        for side in ("base", "tuned"):
+            kept = coloured.sides[side].kept.tensor
+            for row, sample in enumerate(sample for sample in found if sample.side == side):
+                pixels = image.load(pictured / "samples" / sample.file)
+                assert float((pixels - kept[row]).abs().max()) <= 1 / 255 + 1e-6
+
     def test_a_folder_without_an_evaluation_is_refused(self, tmp_path):
         with pytest.raises(ConfigError, match="evaluation_scores.csv: no such file"):
             read_scores(tmp_path)
@@ -139,6 +180,16 @@ class TestPictures:
         for path in written:
             assert path.read_bytes().startswith(b"\x89PNG")
             assert path.stat().st_size > 5000
+
+    def test_images_are_drawn_beside_each_other(self, pictured):
+        from PIL import Image
+
+        written = {path.name: path for path in run_pictures(pictured)}
+        assert set(written) == {"win_rates.png", "scores.png", "images.png"}
+        drawn = np.array(Image.open(written["images.png"]).convert("RGB")).reshape(-1, 3)
+        for sample in read_samples(pictured):
+            colour = np.array(Image.open(pictured / "samples" / sample.file))[0, 0]
+            assert (drawn == colour).all(1).sum() > 5000
 
     def test_an_empty_folder_gives_none(self, tmp_path):
         assert run_pictures(tmp_path) == []
@@ -222,6 +273,19 @@ class TestListenPage:
         expected = [v for pair in zip(base, tuned, strict=True) for v in pair]
         assert shown == ["no opinion" if np.isnan(v) else f"{v:.4g}" for v in expected]
         assert f"<td>{100 * evaluation.rewards['loudness'].win_rate:.1f} %</td>" in text
+
+    def test_images_stand_in_pairs_and_their_files_exist(self, pictured):
+        text = listen_page(pictured).read_text()
+        links = Links(text)
+        assert links.open == [] and links.sources["audio"] == [] and len(links.sources["img"]) == 8
+        for base, tuned in zip(links.sources["img"][::2], links.sources["img"][1::2], strict=True):
+            assert base.replace("/base/", "/tuned/") == tuned
+            assert (pictured / base).is_file() and (pictured / tuned).is_file()
+        assert re.search(r"seed \d+<", text) and len(re.findall(r"redness -?[\d.e-]+<", text)) == 8
+
+    def test_embedded_images_need_no_files_at_all(self, pictured):
+        sources = Links(listen_page(pictured, embed=True).read_text()).sources["img"]
+        assert len(sources) == 8 and all(source.startswith("data:image/png;base64,") for source in sources)
 
     def test_write_report_makes_pictures_and_page(self, folder):
         assert [path.name for path in write_report(folder)][-1] == "listen.html"
