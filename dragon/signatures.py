@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
+from pydantic_core import SchemaError
 
 from dragon.errors import ConfigError
 
@@ -29,7 +30,8 @@ def converted(plugin: Callable[..., Any], parameter: inspect.Parameter, value: o
         return value
     try:
         adapter: TypeAdapter[object] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # a class with its own checks, or one pydantic has no schema for
+    # a class with its own checks, one pydantic has no schema for, or a protocol that no isinstance knows
+    except (PydanticUserError, SchemaError):
         return value
     try:
         return adapter.validate_python(value)
