@@ -65,6 +65,7 @@ def parts(text: Any) -> dict[str, Any]:
                 resblock_kernel_sizes=[3],
                 resblock_dilation_sizes=[[1, 3]],
                 normalize_before=False,
+                initializer_range=0.3,  # of 0.01 clips would not depend on their latents
             )
         ),
     }
