@@ -35,9 +35,14 @@ def shard(module: nn.Module) -> None:
 
     device = next(module.parameters()).device
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for part in [*_blocks(module), module]:
+    for part in units(module):
         # Weights kept after a forward (torch's choice for the root) would be stale once others are put in place.
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
+
+
+def units(module: nn.Module) -> list[nn.Module]:
+    """The parts of `module` whose weights are gathered together: its blocks, and last the module with what is left."""
+    return [*_blocks(module), module]
 
 
 def is_sharded(parameters: Mapping[str, Tensor]) -> bool:

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragon.encoders.lookup import get_joint_encoder
+from dragon.encoders.lookup import EncoderSpec, get_joint_encoder
 from dragon.errors import ShapeError
 from dragon.exemplars.features import Features, as_features
 from dragon.media import Media
-from dragon.protocols import Encoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ class PromptCosine:
 
     abstains = False
 
-    def __init__(self, encoder: str | Encoder, device: str, name: str) -> None:
+    def __init__(self, encoder: EncoderSpec, device: str, name: str) -> None:
         self._name = name
         self.encoder = get_joint_encoder(encoder, device=device)
 
@@ -77,8 +76,9 @@ class PromptCosine:
 class ClapScore(PromptCosine):
     """Reward: cosine of a clip's embedding with its prompt's. In [-1, 1], higher is better.
 
-    encoder: name or object of a joint encoder. device: where a named encoder runs. name: what reports call it.
+    encoder: name, {name, options} or object of a joint encoder. device: where a named encoder runs. name: what
+    reports call it.
     """
 
-    def __init__(self, encoder: str | Encoder = "mini", *, device: str = "cpu", name: str = "clap_score") -> None:
+    def __init__(self, encoder: EncoderSpec = "mini", *, device: str = "cpu", name: str = "clap_score") -> None:
         super().__init__(encoder, device, name)

@@ -12,7 +12,7 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "steps", "probe", "runfolder", "plan", "samples", "measure", "aesthetics"),
+    ("run", "steps", "probe", "runfolder", "plan", "estimate", "samples", "measure", "aesthetics"),
     ("build", "config", "loading", "prompts"),
     (
         "trainer",
@@ -37,7 +37,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoders", "policy", "contrast", "objectives", "mini", "synther"),
     ("protocols", "record", "media", "audio", "image", "clips", "registry", "processes", "sharding"),
     ("diffusion",),
-    ("errors", "batching", "launch", "faults", "files", "interrupts", "signatures", "tables", "texts", "weights"),
+    (
+        "errors",
+        "batching",
+        "footprint",
+        "launch",
+        "faults",
+        "files",
+        "interrupts",
+        "signatures",
+        "tables",
+        "texts",
+        "weights",
+    ),
 )
 """Top to bottom; parts of one layer may import each other, but not in a circle."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import inspect
 import json
 import os
@@ -124,7 +125,8 @@ class PipelinePolicy(DiffusionPolicy):
 
     folder: a folder that `save_pretrained` wrote, or a hub name; a loaded pipeline is taken over (moved to the device,
     its denoiser changed). family: "" recognises it by the pipeline's class; else the class's name, or "module:Name" or
-    "file.py:Name" of a `Family` of your own. revision, variant: as `from_pretrained` has them.
+    "file.py:Name" of a `Family` of your own, or one that was made of the loaded pipeline. revision, variant: as
+    `from_pretrained` has them.
     tuning, rank, alpha, targets, adapter_seed: see `LoraTuning` (empty targets: the family's) and `FullTuning`.
     sampler: "pipeline" is the pipeline's own scheduler; the others solve the same times by `dragon.diffusion`.
     precision: see `DiffusionPolicy`. weights: number format of what is not trained, the decoder always in float32; of
@@ -146,7 +148,7 @@ class PipelinePolicy(DiffusionPolicy):
         self,
         folder: str | os.PathLike[str] | DiffusionPipeline,
         *,
-        family: str = "",
+        family: str | Family = "",
         revision: str | None = None,
         variant: str | None = None,
         tuning: Literal["lora", "full"] = "lora",
@@ -173,12 +175,14 @@ class PipelinePolicy(DiffusionPolicy):
         on = torch_device(device)
         if isinstance(folder, str | os.PathLike):
             folder = os.path.expanduser(os.fspath(folder))
-        kind = family or class_name(folder, revision)
-        made_by = _family(kind)
-        fitting = _fitting(kind, made_by, options)
-        without = getattr(made_by, "unused", ())
-        pipe = load(folder, kind, revision, variant, without) if isinstance(folder, str) else folder
-        own = made_by(pipe, **fitting)
+        kind = family if isinstance(family, str) and family else class_name(folder, revision)
+        if isinstance(family, str):
+            made_by = family_of(kind, options)
+            without = getattr(made_by.func, "unused", ())
+            pipe = load(folder, kind, revision, variant, without) if isinstance(folder, str) else folder
+            own: Family = made_by(pipe)
+        else:
+            pipe, own = cast("DiffusionPipeline", folder), family
         module = _placed(pipe, own, on, DTYPES[weights], offload)
         _set_checkpointing(own, module, gradient_checkpointing)
         part: Tuning
@@ -189,7 +193,7 @@ class PipelinePolicy(DiffusionPolicy):
         else:
             part = FullTuning(module, config=json.dumps(dict(cast(Any, module).config), indent=2, default=str))
         if compile:
-            module.compile()
+            _compile(module)
         backbone = PipelineBackbone(
             pipe,
             own,
@@ -425,6 +429,16 @@ def _hub_unreachable(folder: str, revision: str | None) -> str:
     return ""
 
 
+def family_of(kind: str, options: Mapping[str, object]) -> functools.partial[Family]:
+    """What makes the family of a loaded pipeline of class `kind`, with the family's `options`.
+
+    Raises:
+        ConfigError: an unknown class, or an option that its family does not have or cannot use.
+    """
+    made_by = _family(kind)
+    return functools.partial(made_by, **_fitting(kind, made_by, options))
+
+
 def _family(kind: str) -> Callable[..., Family]:
     known = available("family")
     if kind not in known and ":" not in kind:
@@ -532,6 +546,24 @@ def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
         module.enable_gradient_checkpointing()
     elif getattr(module, "_supports_gradient_checkpointing", False):
         module.disable_gradient_checkpointing()
+
+
+def _compile(module: nn.Module) -> None:
+    """Where most weights are in a row of equal blocks, each is compiled by itself and the first serves for all.
+
+    That gains as much as compiling the whole, for a fraction of the wait; a network of unequal blocks is compiled whole.
+    """
+    total = sum(p.numel() for p in module.parameters())
+    for part in module.modules():
+        if isinstance(part, nn.ModuleList) and len(part) > 1 and len({type(block) for block in part}) == 1:
+            if sum(p.numel() for p in part.parameters()) > _MOST * total:
+                for block in part:
+                    block.compile()
+                return
+    module.compile()
+
+
+_MOST = 0.8  # U-Nets have less in any of their lists
 
 
 def _lora_writer(pipe: Any, part: str) -> Callable[[Mapping[str, Tensor], Mapping[str, Any], str], None] | None:
