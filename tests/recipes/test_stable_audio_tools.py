@@ -116,7 +116,8 @@ def test_an_adapter_comes_back_into_the_trainers_weights(home: Home, tmp_path: P
     for name, value in state().items():
         assert torch.equal(weights[name], value) == (name not in changed), name
     pipe.transformer.load_state_dict(recipe.transformer(settings.read_settings(home.config), weights).state_dict())
-    wanted = compare.of_pipeline(policy._backbone._pipe)["network"]
+    tuned: Any = policy._backbone
+    wanted = compare.of_pipeline(tuned._pipe)["network"]
     close(compare.of_pipeline(pipe)["network"], wanted)
     assert float((wanted.flatten() - outputs()["network"]).abs().max()) > 1e-3
 
@@ -128,7 +129,7 @@ def test_full_weights_come_back_too_and_what_changes_nothing_is_said(home: Home,
     with pytest.raises(ConfigError, match="changes no weight"):
         back.merged(home.config, home.checkpoint, tmp_path / "same")
     with torch.no_grad():
-        policy.trainable()["transformer_blocks.0.attn1.to_k.weight"] += 1
+        policy.trainable()["transformer_blocks.0.attn1.to_k.weight"].add_(1)
     policy.save(str(tmp_path / "final"))
     weights, changed = back.merged(home.config, home.checkpoint, tmp_path / "final")
     assert changed == [QKV]
@@ -151,7 +152,7 @@ def test_half_precision_checkpoints_keep_the_change(home: Home, tmp_path: Path):
     home.convert(tmp_path / "pipeline")
     policy = PipelinePolicy(str(tmp_path / "pipeline"), tuning="full", seconds=0.1)
     with torch.no_grad():
-        policy.trainable()["proj_out.weight"] += 1e-6  # far below the spacing of half precision
+        policy.trainable()["proj_out.weight"].add_(1e-6)  # far below the spacing of half precision
     policy.save(str(tmp_path / "final"))
     weights, changed = back.merged(home.config, home.checkpoint, tmp_path / "final")
     assert changed == ["model.model.transformer.project_out.weight"]
