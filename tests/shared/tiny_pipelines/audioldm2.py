@@ -108,6 +108,7 @@ def tiny() -> Any:
                 resblock_kernel_sizes=[3],
                 resblock_dilation_sizes=[[1, 3]],
                 normalize_before=False,
+                initializer_range=0.3,  # of 0.01 clips would not depend on their latents
             )
         ),
     )
