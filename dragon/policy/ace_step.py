@@ -29,7 +29,7 @@ from dragon.diffusion import Flow, flow_time, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, at_peak, fresh
+from dragon.policy.pipeline import Network, at_peak, dtype_of, fresh
 
 _DEFAULT_SECONDS = 60.0
 _LYRIC_TOKENS = 2048
@@ -46,6 +46,8 @@ class AceStep:
     """
 
     name, part = "ace_step", "transformer"
+    text_parts = ("text_encoder", "condition_encoder")
+    unused = ("audio_tokenizer", "audio_token_detokenizer")  # they encode other music
     targets = ("to_q", "to_k", "to_v", "to_out.0", "gate_proj", "up_proj", "down_proj")
     loudness = "each clip at a peak of -1 dBFS"
     scaling = Flow()
@@ -96,9 +98,6 @@ class AceStep:
         self.event_shape = (frames, int(pipe.transformer.config.audio_acoustic_hidden_dim))
         silence, _ = pipe.prepare_src_latents(torch.device("cpu"), torch.float32, latent_length=frames)
         self._context = torch.cat([silence, torch.ones_like(silence)], 2)  # 1: a frame to generate
-        # The parts that encode other music are idle here; beside the text's they stay off the device.
-        named = ("text_encoder", "condition_encoder", "audio_tokenizer", "audio_token_detokenizer")
-        self.text_parts: tuple[str, ...] = tuple(name for name in named if getattr(pipe, name) is not None)
         self._padding = _Padding(pipe.transformer)
         pipe.transformer.proj_in_conv.register_forward_hook(_channels_last)
 
@@ -132,14 +131,14 @@ class AceStep:
 
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.transformer
-        time = time.reshape(-1).expand(len(z)).to(model.dtype)
+        time = time.reshape(-1).expand(len(z)).to(dtype_of(model))
         with self._padding.masked(cond.tensors["keep"]):
             output: Tensor = model(
-                z.to(model.dtype),
+                z.to(dtype_of(model)),
                 timestep=time,
                 timestep_r=time,
-                encoder_hidden_states=cond.tensors["states"].to(model.dtype),
-                context_latents=self._context_on(z.device, model.dtype).expand(len(z), -1, -1),
+                encoder_hidden_states=cond.tensors["states"].to(dtype_of(model)),
+                context_latents=self._context_on(z.device, dtype_of(model)).expand(len(z), -1, -1),
                 return_dict=False,
             )[0]
         return output

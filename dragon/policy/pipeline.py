@@ -324,6 +324,11 @@ def fresh(scheduler: Any) -> Any:
     return type(scheduler).from_config(settings)
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Number format of the network's own weights; diffusers' `model.dtype` looks through every layer at each call."""
+    return next(model.parameters()).dtype
+
+
 def classifier_free(network: Network, empty: Cond, guidance: float) -> Network:
     """Classifier-free guidance in one call of 2b rows; see `dragon.diffusion.Guided`."""
     return Guided(network, empty, guidance, cat=Cond.cat)

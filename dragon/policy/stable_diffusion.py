@@ -22,7 +22,7 @@ from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.images import CLIPPED, clipped, in_latents
 from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
 
 _PREDICTIONS: dict[str, type[Epsilon | VPrediction | Clean]] = {
     "epsilon": Epsilon,
@@ -73,9 +73,9 @@ class StableDiffusion:
         model = self._pipe.unet
         # the time stays in float32: bfloat16 has no 999
         output: Tensor = model(
-            z.to(model.dtype),
+            z.to(dtype_of(model)),
             time.reshape(-1).expand(len(z)),
-            encoder_hidden_states=cond.tensors["text"].to(model.dtype),
+            encoder_hidden_states=cond.tensors["text"].to(dtype_of(model)),
             return_dict=False,
         )[0]
         return output
