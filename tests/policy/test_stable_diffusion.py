@@ -6,7 +6,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -36,8 +36,12 @@ def scheduler(name: str, **settings: Any) -> Any:
     return getattr(diffusers, name)(**{key: value for key, value in given.items() if value is not None})
 
 
-ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-SCHEDULERS = {
+ZERO_SNR: dict[str, Any] = {
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+}
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "pndm_v": ("PNDMScheduler", {"skip_prk_steps": True, "prediction_type": "v_prediction"}),
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
@@ -66,6 +70,10 @@ def with_scheduler(folder: Path, name: str) -> Any:
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def family_of(policy: Any) -> Any:
+    return policy._backbone._family
 
 
 def generated(policy: PipelinePolicy, steps: int = STEPS, guidance: float = GUIDANCE) -> Tensor:
@@ -97,7 +105,7 @@ def test_the_scheduler_names_the_prediction_and_the_levels_of_training(folder: P
     """x0 of the family's scaling is the one that diffusers' own formulas give, at levels of the scheduler's table."""
     pipe = with_scheduler(folder, name)
     policy = PipelinePolicy(pipe, rank=2)
-    family = policy._backbone._family
+    family = family_of(policy)
     sigmas = family.sigmas(STEPS)
     assert len(sigmas) == STEPS + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all() and sigmas.isfinite().all()
     latents = torch.randn(4, *policy.event_shape, generator=Generator().manual_seed(0))
@@ -125,7 +133,7 @@ def test_zero_terminal_snr_is_trained_and_sampled_at_its_last_step(folder: Path)
     latents = torch.randn(2, *policy.event_shape)
     noising = policy.draw_noising(latents, Generator().manual_seed(0))
     assert (noising.sigma >= 4095).all() and noising.sigma.isfinite().all()
-    assert policy._backbone._family.scaling.c_noise(noising.sigma).tolist() == [999, 999]
+    assert family_of(policy).scaling.c_noise(noising.sigma).tolist() == [999, 999]
     close(policy.target(latents, noising), -latents, 2e-3)  # what is left to say of pure noise
     with pytest.raises(ConfigError, match="from noise alone"):
         pipe = with_scheduler(folder, "ddim")
@@ -192,7 +200,8 @@ def test_a_latent_consistency_model_and_a_flow_are_refused(folder: Path) -> None
 
 
 def test_a_prompt_that_does_not_fit_is_said_once_by_the_pipeline(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, said = PipelinePolicy(str(folder), rank=2), []
+    policy = PipelinePolicy(str(folder), rank=2)
+    said: list[str] = []
     monkeypatch.setattr(logging.getLogger("diffusers"), "handlers", [_Kept(said)])
     policy.encode(["slow " * 7])  # and the mark of the end
     assert not said
@@ -254,7 +263,7 @@ class TestSafetyChecker:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             policy = PipelinePolicy(str(place), rank=2)
-        assert policy._backbone._pipe.safety_checker is None
+        assert cast(Any, policy)._backbone._pipe.safety_checker is None
         assert torch.equal(generated(policy), generated(PipelinePolicy(str(checked), rank=2)))
 
 

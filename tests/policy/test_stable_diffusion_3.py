@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-DYNAMIC = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
-FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-SCHEDULERS = {
+DYNAMIC: dict[str, Any] = {"use_dynamic_shifting": True, "base_image_seq_len": 4, "max_image_seq_len": 64}
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "euler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "euler_unshifted": ("FlowMatchEulerDiscreteScheduler", {}),
     "euler_dynamic": ("FlowMatchEulerDiscreteScheduler", DYNAMIC),
@@ -53,6 +53,10 @@ def policy_of(pipe: Any, **options: Any) -> PipelinePolicy:
     return PipelinePolicy(pipe, rank=2, **{"text_tokens": 8, **options})
 
 
+def family_of(policy: Any) -> Any:
+    return policy._backbone._family
+
+
 def generated(policy: PipelinePolicy, steps: int = STEPS) -> Tensor:
     return policy.generate(PROMPTS[:1], [11], steps=steps, guidance=GUIDANCE).latents
 
@@ -74,14 +78,14 @@ def test_a_rollout_equals_the_pipelines_own_call_with_each_scheduler(folder: Pat
     policy = policy_of(loaded(folder, name))
     close(generated(policy), wanted)
     assert torch.equal(generated(policy), generated(policy))
-    sigmas = policy._backbone._family.sigmas(STEPS)
+    sigmas = family_of(policy).sigmas(STEPS)
     assert len(sigmas) == STEPS + 1 and sigmas[-1] == 0 and (sigmas.diff() < 0).all() and sigmas.isfinite().all()
 
 
 def test_the_networks_time_is_a_thousand_times_that_of_the_flow(folder: Path) -> None:
     policy = policy_of(loaded(folder))
     sigma = torch.tensor([1 / 3, 1.0, 3.0])
-    torch.testing.assert_close(policy._backbone._family.scaling.c_noise(sigma), torch.tensor([250.0, 500.0, 750.0]))
+    torch.testing.assert_close(family_of(policy).scaling.c_noise(sigma), torch.tensor([250.0, 500.0, 750.0]))
     latents = torch.randn(3, *policy.event_shape, generator=Generator().manual_seed(0))
     noising = policy.draw_noising(latents, Generator().manual_seed(1))
     assert torch.equal(policy.target(latents, noising), noising.noise - latents)
@@ -104,7 +108,7 @@ def test_the_dynamic_shift_grows_with_the_image_and_is_trained_at(folder: Path) 
         for policy in (small, large)
     ]
     # the second of three times is a half before the shift, so its log sigma is the shift's logarithm
-    shifts = [float(policy._backbone._family.sigmas(3)[1].log()) for policy in (small, large)]
+    shifts = [float(family_of(policy).sigmas(3)[1].log()) for policy in (small, large)]
     assert shifts[1] > shifts[0] + 0.2
     assert medians == pytest.approx(shifts, abs=0.08)
     assert medians[1] - medians[0] == pytest.approx(shifts[1] - shifts[0], abs=1e-3)  # the draws are the same
@@ -117,7 +121,7 @@ def test_times_can_be_held_in_a_range(folder: Path) -> None:
 
 
 def test_without_t5_it_samples_as_the_pipeline_does(folder: Path) -> None:
-    absent = {"text_encoder_3": None, "tokenizer_3": None}
+    absent: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
     policy = policy_of(loaded(folder, **absent))
     close(generated(policy), own(loaded(folder, **absent)))
     assert float((generated(policy) - own(loaded(folder))).abs().max()) > 1e-3
@@ -132,7 +136,7 @@ def test_a_folder_without_t5_is_loaded(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("lacking", ["text_encoder", "text_encoder_2"])
 def test_without_a_clip_encoder_it_is_refused_by_name(folder: Path, lacking: str) -> None:
     with pytest.raises(ConfigError, match=f"has no {lacking};"):
-        policy_of(loaded(folder, **{lacking: None}))
+        policy_of(loaded(folder, "euler", **{lacking: None}))
 
 
 def test_images_of_another_size_are_the_pipelines(folder: Path) -> None:
