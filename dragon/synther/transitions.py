@@ -6,6 +6,7 @@ Knows arrays, no model. Shapes: n transitions, o numbers of an observation, a of
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,13 @@ from dragon.files import writing
 Array = NDArray[Any]
 KEYS = ("observations", "actions", "rewards", "next_observations", "terminals")
 BOX = ("action_low", "action_high")
+_RANKS = {
+    "observations": ((2,), "(n, o)"),
+    "actions": ((1, 2), "(n, a), or (n,) whole numbers"),
+    "rewards": ((1,), "(n,)"),
+    "next_observations": ((2,), "(n, o)"),
+    "terminals": ((1,), "(n,)"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,11 +35,12 @@ class Transitions:
     """n transitions. Discrete actions are whole numbers of shape (n,).
 
     observations, next_observations: (n, o). actions: (n, a), or (n,) whole numbers. rewards, terminals: (n,).
-    blocks: further columns by name, (n, w) or (n,): encoder latents, returns, ... Names must not be those above.
+    blocks: further columns by name, (n, w) or (n,): encoder latents, returns, ... Names are none of those above.
     action_low, action_high: (a,) the box of the actions, where it is known.
 
     Raises:
-        ShapeError: lengths or widths do not fit. NotFinite: a NaN or infinity; names the array and the row.
+        ShapeError: lengths, widths or types do not fit. NotFinite: a NaN or infinity; names the array and the row.
+        ConfigError: a terminal that is neither 0 nor 1.
     """
 
     observations: Array
@@ -44,14 +53,21 @@ class Transitions:
     action_high: Array | None = None
 
     def __post_init__(self) -> None:
-        n = len(self.observations)
+        n = len(np.atleast_1d(self.observations))
+        taken = sorted(set(self.blocks) & {*KEYS, *BOX})
+        if taken:
+            raise ConfigError(f"blocks are called {', '.join(taken)}, which are arrays of their own; rename them")
         for name, value in self.arrays().items():
-            if len(value) != n:
-                raise ShapeError(f"{name} has {len(value)} rows and observations {n}; expected one row a transition")
-        for name, ranks in (*((key, (2,)) for key in KEYS[::3]), ("actions", (1, 2)), *((k, (1,)) for k in KEYS[2::2])):
-            value = getattr(self, name)
+            if value.dtype.kind not in "biuf":
+                raise ShapeError(
+                    f"{name} is of type {value.dtype}; expected real numbers, whole numbers or truth values"
+                )
+            if value.ndim == 0 or len(value) != n:
+                raise ShapeError(
+                    f"{name} has {len(np.atleast_1d(value))} rows and observations {n}; expected one row a transition"
+                )
+            ranks, wanted = _RANKS.get(name, ((1, 2), "(n, w) or (n,)"))
             if value.ndim not in ranks:
-                wanted = {(2,): "(n, o)", (1, 2): "(n, a), or (n,) whole numbers", (1,): "(n,)"}[ranks]
                 raise ShapeError(f"{name} has shape {value.shape}; expected {wanted}")
         if self.observations.shape != self.next_observations.shape:
             raise ShapeError(
@@ -63,14 +79,27 @@ class Transitions:
                 f"actions are {self.actions.dtype} of shape {self.actions.shape}; expected (n, a), or whole numbers of "
                 "shape (n,) for discrete actions"
             )
+        self._check_numbers()
+        self._check_box()
+
+    def _check_numbers(self) -> None:
         for name, value in self.arrays().items():
-            if np.issubdtype(value.dtype, np.floating) and not np.isfinite(value).all():
-                row = int(np.flatnonzero(~np.isfinite(value.reshape(n, -1)).all(1))[0])
+            wrong = ~np.isfinite(value)
+            if wrong.any():
+                row = int(np.argwhere(wrong)[0, 0])
                 raise NotFinite(f"{name} holds NaN or infinity in row {row}; drop or mend such rows first")
+        wrong = ~np.isin(self.terminals, (0, 1))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ConfigError(f"terminals holds {self.terminals[row]} in row {row}; expected 0 or 1 (timeouts are 0)")
+
+    def _check_box(self) -> None:
         for name in BOX:
             box = getattr(self, name)
             if box is not None and np.shape(box) != self.actions.shape[1:]:
                 raise ShapeError(f"{name} has shape {np.shape(box)}; expected {self.actions.shape[1:]}, one an action")
+            if box is not None and np.isnan(box).any():
+                raise NotFinite(f"{name} holds NaN for action {int(np.isnan(box).argmax())}; expected a bound")
 
     def __len__(self) -> int:
         return len(self.observations)
@@ -109,7 +138,7 @@ def read_npz(path: str | os.PathLike[str]) -> Transitions:
     try:
         with np.load(place, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{str(place)!r} cannot be read as npz ({error}); save it again with numpy.savez") from error
     missing = [key for key in KEYS if key not in found]
     if missing:

@@ -1,87 +1,74 @@
 """The fitted model: more transitions, with guidance, from part of a row, and how likely a given one is.
 
-Knows the layout of columns and the diffusion core. Rows are drawn in blocks of 1,024, each from its own seed, so that
-row i of a seed is the same however many rows are asked for and whatever the batch.
+Knows the layout of columns and the diffusion core; fitting is `training`, drawing `sampling`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dragon.diffusion import (
-    EDM,
-    Denoiser,
-    Guided,
-    SeededNoise,
-    churn,
-    dpmpp_2m,
-    euler,
-    heun,
-    karras_sigmas,
-    last,
-)
-from dragon.errors import ConfigError, NotFinite
-from dragon.files import writing
+from dragon.diffusion import EDM, Denoiser, Guided, exponential_sigmas
+from dragon.errors import ConfigError, NotFinite, ShapeError
+from dragon.files import write_whole, writing
 from dragon.synther.columns import Layout, TransitionSpec, fit_layout
+from dragon.synther.likelihood import denoising_density, log_density
 from dragon.synther.network import ResidualMLP
-from dragon.synther.training import Fit, FitConfig
-from dragon.synther.transitions import Array, Transitions
+from dragon.synther.sampling import (
+    BLOCK,
+    DETERMINISTIC,
+    PAPER_SAMPLING,
+    BlockNoise,
+    Denoise,
+    SampleConfig,
+    batches,
+    block_seed,
+    solve,
+)
+from dragon.synther.training import Fit, FitConfig, find_device
+from dragon.synther.transitions import KEYS, Array, Transitions
 from dragon.weights import check_weights, read_weights
 
-BLOCK = 1024
+__all__ = ["BLOCK", "DETERMINISTIC", "PAPER_SAMPLING", "SampleConfig", "Upsampler", "finished", "fit", "prepare"]
+
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VERSION = 1
 Progress = Callable[[int, int, float], None]
 """(step, of how many, loss)."""
+Scores = NDArray[np.floating[Any]]
 
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """How rows are drawn.
-
-    sampler: "churn" is the paper's stochastic Heun; the others solve without fresh noise. steps: `heun` and `churn`
-    call the network 2 steps - 1 times. clamp: keeps every estimate of a row inside the data's bounds on the way.
-    """
-
-    sampler: Literal["heun", "dpmpp_2m", "euler", "churn"] = "heun"
-    steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    s_churn: float = 80.0
-    s_tmin: float = 0.05
-    s_tmax: float = 50.0
-    s_noise: float = 1.003
-    clamp: bool = True
-    batch_size: int = 8 * BLOCK
-
-
-DETERMINISTIC = SampleConfig()
-PAPER_SAMPLING = SampleConfig(sampler="churn", steps=128, clamp=False)
+KEPT = 65_536  # rows of flags and scores that a model keeps
+NEAR = 0.05  # share of the rows, those of the nearest scores, whose flags are drawn for a score
 
 
 class Upsampler:
     """A fitted model of transitions.
 
-    denoise: (x (b, d), sigma (b,), condition) -> clean rows. flag_rows: (m, c) flags as the data has them, in rows.
-    score: mean, standard deviation and sorted sample of the data's scores, where the model was fitted with some.
+    flag_rows: (m, c) flags as the data has them, in order. score_rows: (m,) scores of those rows, where the model was
+    fitted with some; score_unit: mean and standard deviation of all scores.
     """
 
     def __init__(
-        self, net: ResidualMLP, layout: Layout, config: FitConfig, flag_rows: Tensor, score_rows: Tensor | None
+        self,
+        net: ResidualMLP,
+        layout: Layout,
+        config: FitConfig,
+        flag_rows: Tensor,
+        score_rows: Tensor | None = None,
+        score_unit: tuple[float, float] | None = None,
     ) -> None:
         self.net, self.layout, self.config = net.eval(), layout, config
         self.flag_rows, self.score_rows = flag_rows, score_rows
+        self.score_unit = score_unit or (None if score_rows is None else _unit(score_rows))
         self.denoiser = Denoiser(net, EDM(config.sigma_data))
 
     @property
@@ -93,7 +80,7 @@ class Upsampler:
         n: int,
         seed: int = 0,
         *,
-        score: float | None = None,
+        score: float | Scores | None = None,
         guidance: float = 1.0,
         flags: Array | None = None,
         sampling: SampleConfig = DETERMINISTIC,
@@ -101,14 +88,14 @@ class Upsampler:
     ) -> Transitions:
         """n new transitions.
 
-        score: the score that rows are drawn for, in the data's unit; None: none in particular. guidance above 1
-        exaggerates it. flags: (n, c) of each row; None: as often as in the data. progress: told the rows so far.
+        score: the score that rows are drawn for, or (n,) one a row, in the data's unit; None: none in particular.
+        guidance above 1 exaggerates it. flags: (n, c) of each row, 0 or 1; None: as often as in the data, with a score
+        as often as in rows of such scores. progress: told the rows so far.
 
         Raises:
-            ConfigError: n below 1; a score for a model without one; guidance without a score. NotFinite: a row is.
+            ConfigError: n below 1; a score for a model without one; guidance without a score. ShapeError: flags or
+                scores of another shape. NotFinite: a row is.
         """
-        if n < 1:
-            raise ConfigError(f"n is {n}; expected at least 1 transition")
         parts = []
         for rows, chosen in self.draw(n, seed, score=score, guidance=guidance, flags=flags, sampling=sampling):
             parts.append(self.layout.decode(rows, chosen))
@@ -122,24 +109,23 @@ class Upsampler:
         n: int,
         seed: int = 0,
         *,
-        score: float | None = None,
+        score: float | Scores | None = None,
         guidance: float = 1.0,
         flags: Array | None = None,
         sampling: SampleConfig = DETERMINISTIC,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same before it is decoded: rows (b, d) and flags (b, c), batch by batch."""
-        given = None if flags is None else torch.as_tensor(np.asarray(flags), dtype=torch.float32).reshape(n, -1)
-        size = max(BLOCK, sampling.batch_size // BLOCK * BLOCK)
-        for start in range(0, n, size):
-            count = min(size, n - start)
-            noise = BlockNoise(seed, start, count)
-            chosen = self._flags(seed, start, count) if given is None else given[start : start + count]
-            denoise = self._guided(chosen.to(self.device), score, guidance, sampling)
-            x = solve(denoise, noise, self.layout.d, sampling, self.device)
-            if not bool(x.isfinite().all()):
-                row = start + int((~x.isfinite().all(1)).nonzero()[0])
-                raise NotFinite(f"row {row} of seed {seed} is not finite; the model has diverged: fit it again")
-            yield x, chosen
+        if n < 1:
+            raise ConfigError(f"n is {n}; expected at least 1 transition")
+        given = None if flags is None else self._checked_flags(flags, n)
+        wanted = self._checked_scores(score, guidance, n)
+        for start, count in batches(n, sampling.batch_size):
+            part = slice(start, start + count)
+            scores = None if wanted is None else wanted[part]
+            chosen = self._flags(seed, start, count, scores) if given is None else given[part]
+            denoise = self._denoise(chosen, scores, guidance, sampling.clamp)
+            x = solve(denoise, BlockNoise(seed, start, count), self.layout.d, sampling, self.device)
+            yield _finite(x, start, seed), chosen
 
     @torch.no_grad()
     def predict(
@@ -148,61 +134,214 @@ class Upsampler:
         actions: Array,
         seed: int = 0,
         *,
+        flags: Array | None = None,
         sampling: SampleConfig = DETERMINISTIC,
     ) -> Transitions:
-        """Rewards, next observations and flags for given observations and actions: the model as a world model.
+        """A draw of rewards, next observations and flags for given observations and actions: a model of the world.
 
-        The known columns are put back at each level with their own noise, and the rest is drawn to fit them.
+        One draw from the conditional distribution; the mean over seeds is its expectation. A model that was fitted with
+        a `predict_share` is told the known columns; any other has them pinned at the noise of each level, which is
+        rougher (see `sampling.solve`). flags: (n, c) where they are known; None: drawn, too, among the combinations
+        that the data holds.
 
-        Source: Lugmayr et al. (2022), RePaint, eq. 8 without resampling; Song et al. (2021), appendix I.2.
+        Raises:
+            ConfigError: flags to draw by a model without a `predict_share`; a layout with blocks. ShapeError: widths.
         """
-        raise NotImplementedError  # filled in by the next change
+        layout, predicts = self.layout, self.config.predict_share > 0
+        values, known_flags = layout.encode(_partial(layout, observations, actions))
+        combinations = torch.unique(self.flag_rows[:, layout.open_flags], dim=0)
+        if flags is not None:
+            known_flags = self._checked_flags(flags, len(values))
+        elif layout.open_flags.any() and not predicts and len(combinations) > 1:
+            raise ConfigError(
+                "the model was fitted with predict_share 0 and draws no flags; fit it with one, or give flags"
+            )
+        hidden = flags is None and predicts
+        parts = []
+        for start, count in batches(len(values), sampling.batch_size):
+            rows, chosen = values[start : start + count], known_flags[start : start + count]
+            given = (rows.to(self.device), layout.known.to(self.device))
+            denoise = self._denoise(chosen, None, 1.0, sampling.clamp, given if predicts else None, hidden)
+            x = solve(denoise, BlockNoise(seed, start, count), layout.d, sampling, self.device, given)
+            if flags is None and layout.open_flags.any():
+                chosen = chosen.clone()
+                drawn = self._guess(x, chosen, seed, start, combinations) if predicts else torch.zeros(count).long()
+                chosen[:, layout.open_flags] = combinations[drawn]
+            parts.append(layout.decode(_finite(x, start, seed), chosen))
+        return Transitions.cat(parts)
 
-    def _guided(
-        self, flags: Tensor, score: float | None, guidance: float, sampling: SampleConfig
-    ) -> Callable[[Tensor, Tensor, Any], Tensor]:
-        if score is not None and self.score_rows is None:
-            raise ConfigError(
-                f"score is {score} and the model was fitted without scores; fit it with scores, or leave it out"
+    def _guess(self, x: Tensor, flags: Tensor, seed: int, start: int, combinations: Tensor) -> Tensor:
+        """(b,) which combination of open flags each row x has, drawn by the network's logits at the lowest level."""
+        level = x.new_full((len(x),), DETERMINISTIC.sigma_min)
+        cond = self._condition(flags.to(self.device), None, given=True, hidden=True)
+        seen = torch.where(self.layout.known.to(x.device), x, self.denoiser.scaling.c_in(level)[:, None] * x)
+        logits = self.net.both(seen, self.denoiser.scaling.c_noise(level), cond)[1].cpu()[:, self.layout.open_flags]
+        likely = logits @ combinations.T  # their normaliser is the same for every combination
+        share = torch.special.ndtr(BlockNoise(seed, start, len(x), "flags").draw((len(combinations),)).double())
+        return (likely - (-share.log()).log()).argmax(1)  # the largest with Gumbel noise is a draw
+
+    @torch.no_grad()
+    def log_density(
+        self, transitions: Transitions, *, seed: int = 0, probes: int | None = None, steps: int = 64
+    ) -> NDArray[np.float64]:
+        """(n,) nats: log density of each row's modelled numbers in data units, and log share of its flags in the data.
+
+        By the probability flow. probes: how many random ones estimate the trace; None: exact, at d times the cost.
+        Whole numbers and one-hot columns have densities of the line, too: compare rows, not models. A row of flags that
+        the data does not hold is -inf.
+        """
+        x, flags = self.layout.encode(transitions)
+        found = []
+        for start, count in batches(len(x), BLOCK):
+            part = slice(start, start + count)
+            signs = None
+            if probes is not None:
+                source = BlockNoise(seed, start, count, "probes")
+                signs = torch.stack([source.draw((x.shape[1],)).sign() for _ in range(probes)]).to(self.device)
+            denoise = self._denoise(flags[part], None, 1.0, clamp=False)
+            found.append(
+                log_density(
+                    denoise,
+                    x[part].to(self.device),
+                    probes=signs,
+                    steps=steps,
+                    sigma_data=self.config.sigma_data,
+                ).cpu()
             )
-        if guidance != 1 and score is None:
-            raise ConfigError(
-                f"guidance is {guidance} without a score; give the score to draw for, or leave guidance 1"
-            )
-        cond = self._condition(flags, score)
-        base: Callable[[Tensor, Tensor, Any], Tensor] = self.denoiser
-        if score is not None and guidance != 1:
+        density: NDArray[np.float64] = torch.cat(found).numpy()
+        return density - float(self.layout.scales.log().sum()) + self._log_share(flags)
+
+    @torch.no_grad()
+    def denoising_density(
+        self, transitions: Transitions, *, seed: int = 0, draws: int = 2, levels: int = 16
+    ) -> NDArray[np.float64]:
+        """(n,) the same from denoising errors at draws x levels noises a row: cheap and rough; for ranking rows."""
+        x, flags = self.layout.encode(transitions)
+        found = [
+            self._errors(x[start : start + count], flags[start : start + count], seed, start, draws, levels)
+            for start, count in batches(len(x), 8 * BLOCK)
+        ]
+        density: NDArray[np.float64] = torch.cat(found).numpy()
+        return density - float(self.layout.scales.log().sum()) + self._log_share(flags)
+
+    def _errors(self, x: Tensor, flags: Tensor, seed: int, start: int, draws: int, levels: int) -> Tensor:
+        """(b,) log density of rows x given their flags, from denoising errors; rows start, start + 1, ... of a seed."""
+        sigmas = exponential_sigmas(levels, 0.02, 20.0)[:-1]
+        source = BlockNoise(seed, start, len(x), "levels")
+        denoise, x = self._denoise(flags, None, 1.0, clamp=False), x.to(self.device)
+        total = torch.zeros(len(x), dtype=torch.float64)
+        for _ in range(draws):
+            noises = torch.stack([source.draw((x.shape[1],)) for _ in range(levels)]).to(self.device)
+            total += denoising_density(denoise, x, noises, sigmas).cpu() / draws
+        return total
+
+    # ---- conditions
+
+    def _denoise(
+        self,
+        flags: Tensor,
+        scores: Tensor | None,
+        guidance: float,
+        clamp: bool,
+        given: tuple[Tensor, Tensor] | None = None,
+        hidden: bool = False,
+    ) -> Denoise:
+        """The denoiser of rows with these flags (b, c) and standardised scores (b,).
+
+        given: rows and the mask of their columns that the network is told without noise. hidden: it must do without the
+        open flags.
+        """
+        flags = flags.to(self.device)
+        cond = self._condition(flags, scores, given is not None, hidden)
+        base: Denoise = self.denoiser
+        if scores is not None and guidance != 1:
             base = Guided(self.denoiser, self._condition(flags, None), guidance, cat=torch.cat)
 
         def denoise(x: Tensor, sigma: Tensor, _: Any) -> Tensor:
+            if given is not None:  # what the network sees is c_in times this
+                x = torch.where(given[1], given[0] / self.denoiser.scaling.c_in(sigma)[:, None], x)
             clean = base(x, sigma, cond)
-            return self.layout.clamp(clean) if sampling.clamp else clean
+            return self.layout.clamp(clean) if clamp else clean
 
         return denoise
 
-    def _condition(self, flags: Tensor, score: float | None) -> Tensor | None:
+    def _condition(
+        self, flags: Tensor, scores: Tensor | None, given: bool = False, hidden: bool = False
+    ) -> Tensor | None:
+        """What the network is told: flags, score and whether there is one, whether columns are given and flags not."""
         if self.net.settings["cond"] == 0:
             return None
-        if self.score_rows is None:
-            return flags
-        known = 0.0 if score is None else 1.0
-        mean, std = float(self.score_rows.mean()), float(self.score_rows.std()) + 1e-5
-        value = 0.0 if score is None else (score - mean) / std
-        extra = torch.tensor([[value, known]], dtype=flags.dtype, device=flags.device).expand(len(flags), 2)
-        return torch.cat([flags, extra], 1)
+        parts, one = [flags], flags.new_ones(len(flags), 1)
+        if hidden:
+            parts = [flags.masked_fill(self.layout.open_flags.to(flags.device), 0.0)]
+        if self.score_rows is not None:
+            parts += [0 * one if scores is None else scores[:, None].to(one), one * (scores is not None)]
+        if self.config.predict_share:
+            parts += [one * given, one * hidden]
+        return torch.cat(parts, 1)
 
-    def _flags(self, seed: int, start: int, count: int) -> Tensor:
+    def _checked_scores(self, score: float | Scores | None, guidance: float, n: int) -> Tensor | None:
+        """(n,) standardised scores."""
+        if score is None:
+            if guidance != 1:
+                raise ConfigError(
+                    f"guidance is {guidance} without a score; give the score to draw for, or leave guidance 1"
+                )
+            return None
+        if self.score_unit is None:
+            raise ConfigError("a score is given and the model was fitted without; fit it with scores, or leave it out")
+        wanted = np.asarray(score, dtype=np.float32)
+        if wanted.shape not in ((), (n,)):
+            raise ShapeError(f"score has shape {wanted.shape}; expected one number, or ({n},), one a row")
+        if not np.isfinite(wanted).all():
+            raise NotFinite("score holds NaN or infinity; expected a score as the data's")
+        mean, std = self.score_unit
+        return (torch.from_numpy(np.broadcast_to(wanted, (n,)).copy()) - mean) / std
+
+    def _checked_flags(self, flags: Array, n: int) -> Tensor:
+        found = np.asarray(flags, dtype=np.float32)
+        if found.ndim == 1 and self.layout.c == 1:
+            found = found[:, None]
+        if found.shape != (n, self.layout.c):
+            names = ", ".join(f"{name}.{i}" for name, i in self.layout.conditions) or "none"
+            raise ShapeError(f"flags have shape {found.shape}; expected ({n}, {self.layout.c}): {names}")
+        if not np.isin(found, (0, 1)).all():
+            raise ConfigError("flags hold other numbers than 0 and 1 (1 is the larger of a column's two values)")
+        return torch.from_numpy(found)
+
+    def _flags(self, seed: int, start: int, count: int, scores: Tensor | None) -> Tensor:
         """Rows of flags of the data, each block an even share of them: rates are those of the data."""
         if not self.layout.c:
             return torch.zeros(count, 0)
-        m, found = len(self.flag_rows), []
-        for block in range(start // BLOCK, -(-(start + count) // BLOCK)):
-            generator = torch.Generator().manual_seed(_block_seed(seed, block, "flags"))
-            # sorted flags, taken at even distances from a random start: systematic sampling
-            place = (torch.arange(BLOCK) + torch.rand(1, generator=generator)) / BLOCK
-            index = (place * m).long().clamp(max=m - 1)
-            found.append(self.flag_rows[index[torch.randperm(BLOCK, generator=generator)]])
-        return torch.cat(found)[:count]
+        found = []
+        for place in range(0, count, BLOCK):
+            generator = torch.Generator().manual_seed(block_seed(seed, (start + place) // BLOCK, "flags"))
+            # rows in order, taken at even distances from a random start: systematic sampling
+            share = (torch.arange(BLOCK) + torch.rand(1, generator=generator)) / BLOCK
+            share = share[torch.randperm(BLOCK, generator=generator)][: count - place]
+            if scores is None or self.score_rows is None:
+                found.append(self.flag_rows[_place(share, len(self.flag_rows))])
+            else:
+                found.append(self._near(share, scores[place : place + BLOCK]))
+        return torch.cat(found)
+
+    def _near(self, share: Tensor, scores: Tensor) -> Tensor:
+        """(b, c) flags of rows whose scores are among the nearest to the wanted ones, `share` of the way along them."""
+        assert self.score_rows is not None and self.score_unit is not None
+        mean, std = self.score_unit
+        ordered, order = ((self.score_rows - mean) / std).sort(stable=True)
+        size = min(len(order), max(32, round(NEAR * len(order))))
+        first = (torch.searchsorted(ordered, scores.contiguous()) - size // 2).clamp(0, len(order) - size)
+        return self.flag_rows[order[first + _place(share, size)]]
+
+    def _log_share(self, flags: Tensor) -> NDArray[np.float64]:
+        """(n,) log of the share of the data's rows that have these flags."""
+        if not self.layout.c:
+            return np.zeros(len(flags))
+        known, counts = np.unique(self.flag_rows.numpy(), axis=0, return_counts=True)
+        shares = {row.tobytes(): count / counts.sum() for row, count in zip(known, counts, strict=True)}
+        with np.errstate(divide="ignore"):
+            return np.log([shares.get(row.tobytes(), 0.0) for row in flags.numpy()])
 
     # ---- storing
 
@@ -212,7 +351,7 @@ class Upsampler:
         Raises:
             Unwritable: a full disk or the like.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         place = Path(folder)
         tensors = {f"net.{name}": value.contiguous().cpu() for name, value in self.net.state_dict().items()}
@@ -225,37 +364,44 @@ class Upsampler:
             "version": VERSION,
             "network": self.net.settings,
             "layout": self.layout.to_json(),
+            "score_unit": self.score_unit,
             "fit": asdict(self.config),
         }
         with writing("the model", place, "make room, or choose another folder"):
-            place.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, place / f".{WEIGHTS}.partial", metadata={"format": "pt"})
-            os.replace(place / f".{WEIGHTS}.partial", place / WEIGHTS)
-            (place / CONFIG).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            (place / CONFIG).unlink(missing_ok=True)  # a model is there once its configuration is
+            write_whole(place / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+            write_whole(place / CONFIG, (json.dumps(stored, indent=1) + "\n").encode())
 
     @staticmethod
     def load(folder: str | os.PathLike[str], device: str = "cpu") -> Upsampler:
         """Reads what `save` wrote.
 
         Raises:
-            ConfigError: no model there, a damaged one, or one of another version.
+            ConfigError: no model there, a damaged one, or one of another version; no such device.
         """
         place = Path(folder)
         try:
             stored = json.loads((place / CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"no model in {str(place)!r} ({error}); expected {CONFIG} and {WEIGHTS}") from error
-        if stored.get("version") != VERSION:
-            raise ConfigError(f"{place / CONFIG} is of version {stored.get('version')}; this program reads {VERSION}")
+        version = stored.get("version") if isinstance(stored, dict) else None
+        if version != VERSION:
+            raise ConfigError(f"{place / CONFIG} is of version {version}; this program reads {VERSION}")
         tensors = read_weights(place / WEIGHTS, "the model")
-        settings = stored["network"]
-        net = ResidualMLP(**settings)
+        try:
+            net = ResidualMLP(**stored["network"])
+            layout = Layout.from_json(stored["layout"], tensors.get("line"))
+            config = FitConfig(**(stored["fit"] | {"device": device}))
+            flag_rows, unit = tensors["flag_rows"], stored.get("score_unit")
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{place / CONFIG} is damaged ({error!r}); copy or save the model again") from error
         weights = {name.removeprefix("net."): value for name, value in tensors.items() if name.startswith("net.")}
         check_weights(net, weights, place / WEIGHTS)
         net.load_state_dict(weights)
-        layout = Layout.from_json(stored["layout"], tensors.get("line"))
-        config = FitConfig(**(stored["fit"] | {"device": device}))
-        return Upsampler(net.to(device), layout, config, tensors["flag_rows"], tensors.get("score_rows"))
+        net = net.to(find_device(device))
+        return Upsampler(
+            net, layout, config, flag_rows, tensors.get("score_rows"), None if unit is None else tuple(unit)
+        )
 
 
 def fit(
@@ -263,7 +409,7 @@ def fit(
     spec: TransitionSpec | None = None,
     config: FitConfig | None = None,
     *,
-    scores: NDArray[np.floating[Any]] | None = None,
+    scores: Scores | None = None,
     start: Upsampler | None = None,
     progress: Progress | None = None,
 ) -> Upsampler:
@@ -273,8 +419,10 @@ def fit(
     from, with whose layout these transitions are coded: data that has grown.
 
     Raises:
-        ConfigError, ShapeError, NotFinite: see `Transitions`, `fit_layout` and `Fit.steps`.
+        ConfigError, ShapeError, NotFinite: see `Transitions`, `fit_layout`, `prepare` and `Fit.steps`.
     """
+    if start is not None and spec is not None:
+        raise ConfigError("both spec and start are given; expected one: a model goes on with the layout it has")
     training, layout, score_rows = prepare(
         transitions, spec or TransitionSpec(), config or FitConfig(), scores=scores, start=start
     )
@@ -289,15 +437,26 @@ def prepare(
     spec: TransitionSpec,
     config: FitConfig,
     *,
-    scores: NDArray[np.floating[Any]] | None = None,
+    scores: Scores | None = None,
     start: Upsampler | None = None,
 ) -> tuple[Fit, Layout, Tensor | None]:
-    """The fit at step 0, the layout and the scores: for those who run the loop themselves."""
-    layout = fit_layout(transitions, spec) if start is None else start.layout
+    """The fit at step 0, the layout and the (n,) scores: for those who run the loop themselves.
+
+    With `start` the layout is its own, of bounds that hold the new rows, too; spec counts for nothing then.
+
+    Raises:
+        ConfigError: scores on one side only of `start` and the new fit, or another network than that of `start`.
+    """
+    layout = fit_layout(transitions, spec) if start is None else start.layout.widened(transitions)
+    score_rows = None if scores is None else _checked(scores, len(transitions))
+    if start is not None:
+        _check_start(start, config, score_rows is not None)
     rows, flags = layout.encode(transitions)
-    score_rows = None if scores is None else _scores(scores, len(transitions))
-    standard = None if score_rows is None else (score_rows - score_rows.mean()) / (score_rows.std() + 1e-5)
-    training = Fit(rows, flags, standard, config)
+    standard = None
+    if score_rows is not None:
+        mean, std = _unit(score_rows)
+        standard = (score_rows - mean) / std
+    training = Fit(rows, flags, standard, config, known=layout.known, open_flags=layout.open_flags)
     if start is not None:
         training.warm_start(start.net.state_dict())
     return training, layout, score_rows
@@ -308,63 +467,83 @@ def finished(training: Fit, layout: Layout, score_rows: Tensor | None) -> Upsamp
     net = ResidualMLP(**training.net.settings).to(training.rows.device)
     net.load_state_dict(training.net.state_dict() | training.ema.state_dict())
     flags = training.flags.cpu()
-    ordered = flags[torch.from_numpy(np.lexsort(flags.T.numpy()[::-1]))] if flags.shape[1] else flags
-    thinned = ordered[torch.linspace(0, len(ordered) - 1, min(len(ordered), 65536)).round().long()]
-    return Upsampler(net, layout, training.config, thinned.contiguous(), score_rows)
+    keys = [*([] if score_rows is None else [score_rows.numpy()]), *flags.T.numpy()[::-1]]
+    order = torch.from_numpy(np.lexsort(keys)) if keys else torch.arange(len(flags))
+    kept = order[torch.linspace(0, len(order) - 1, min(len(order), KEPT), dtype=torch.float64).round().long()]
+    return Upsampler(
+        net,
+        layout,
+        training.config,
+        flags[kept].contiguous(),
+        None if score_rows is None else score_rows[kept].contiguous(),
+        None if score_rows is None else _unit(score_rows),
+    )
 
 
-def solve(
-    denoise: Callable[[Tensor, Tensor, Any], Tensor],
-    noise: BlockNoise,
-    d: int,
-    sampling: SampleConfig,
-    device: torch.device,
-) -> Tensor:
-    """(b, d) rows from noise."""
-    if sampling.steps < 1:
-        raise ConfigError(f"steps is {sampling.steps}; expected at least 1")
-    sigmas = karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho).to(device)
-    x = sigmas[0] * noise.draw((d,)).to(device)
-    if sampling.sampler == "churn":
-        steps = churn(
-            denoise,
-            x,
-            sigmas,
-            noise_source=noise,
-            s_churn=sampling.s_churn,
-            s_tmin=sampling.s_tmin,
-            s_tmax=sampling.s_tmax,
-            s_noise=sampling.s_noise,
+def _check_start(start: Upsampler, config: FitConfig, scored: bool) -> None:
+    if scored != (start.score_rows is not None):
+        raise ConfigError(
+            f"the model to start from was fitted {'without' if scored else 'with'} scores and the new data comes "
+            f"{'with' if scored else 'without'}; give scores to both or to none"
         )
-        return last(steps)
-    samplers = {"heun": heun, "dpmpp_2m": dpmpp_2m, "euler": euler}
-    if sampling.sampler not in samplers:
-        raise ConfigError(f"sampler is {sampling.sampler!r}; expected one of {[*samplers, 'churn']}")
-    return last(samplers[sampling.sampler](denoise, x, sigmas))
+    for name in ("width", "inner", "depth", "sigma_data"):
+        there, here = getattr(start.config, name), getattr(config, name)
+        if there != here:
+            raise ConfigError(f"{name} is {here}; expected {there}, as in the model to start from")
+    if (start.config.predict_share > 0) != (config.predict_share > 0):
+        raise ConfigError(
+            f"predict_share is {config.predict_share} and was {start.config.predict_share} in the model to start from; "
+            "expected both above 0, or neither"
+        )
 
 
-class BlockNoise:
-    """Unit noise of rows start ... start + count - 1 of a seed; start is a multiple of `BLOCK`."""
+def _partial(layout: Layout, observations: Array, actions: Array) -> Transitions:
+    """Transitions with these observations and actions and numbers of the right kind everywhere else."""
+    names = [g.name for g in layout.groups]
+    if len(names) > len(KEYS):
+        raise ConfigError(
+            f"the model holds {', '.join(names[len(KEYS) :])} besides transitions; predict serves those alone"
+        )
+    filled: dict[str, Array] = {}
+    for g in layout.groups:
+        whole = [np.round(m) if kind == "integer" else m for m, kind in zip(g.mean, g.kinds, strict=True)]
+        value = np.tile(np.array(whole), (len(observations), 1))
+        for columns in g.hot:
+            value[:, list(columns)] = np.eye(len(columns))[0]
+        filled[g.name] = value[:, 0] if g.flat else value
+    filled |= {"observations": np.asarray(observations), "actions": np.asarray(actions)}
+    if filled["observations"].shape != filled["next_observations"].shape or len(filled["actions"]) != len(observations):
+        raise ShapeError(
+            f"observations have shape {np.shape(observations)} and actions {np.shape(actions)}; expected (n, "
+            f"{filled['next_observations'].shape[1]}) and as many actions"
+        )
+    return Transitions(**filled)
 
-    def __init__(self, seed: int, start: int, count: int) -> None:
-        first, end = start // BLOCK, -(-(start + count) // BLOCK)
-        self._count = count
-        self._blocks = SeededNoise([_block_seed(seed, block, "noise") for block in range(first, end)])
 
-    def draw(self, event_shape: Sequence[int]) -> Tensor:
-        """(count, *event_shape) float32 on the CPU, new at each call."""
-        return self._blocks.draw((BLOCK, *event_shape)).flatten(0, 1)[: self._count]
+def _place(share: Tensor, n: int) -> Tensor:
+    """Whole numbers below n that lie `share` (0 to 1) of the way along."""
+    return (share * n).long().clamp(max=n - 1)
 
 
-def _block_seed(seed: int, block: int, what: str) -> int:
-    words = np.random.SeedSequence([seed, block, {"noise": 0, "flags": 1}[what]]).generate_state(2, np.uint32)
-    return int(words[0]) << 31 ^ int(words[1])
+def _finite(x: Tensor, start: int, seed: int) -> Tensor:
+    wrong = ~x.isfinite().all(1)
+    if bool(wrong.any()):
+        row = start + int(wrong.nonzero()[0])
+        raise NotFinite(f"row {row} of seed {seed} is not finite; the model has diverged: fit it again")
+    return x
 
 
-def _scores(scores: NDArray[np.floating[Any]], n: int) -> Tensor:
+def _unit(scores: Tensor) -> tuple[float, float]:
+    wide = scores.double()
+    return float(wide.mean()), float(wide.std(correction=0))
+
+
+def _checked(scores: Scores, n: int) -> Tensor:
     found = torch.as_tensor(np.asarray(scores, dtype=np.float32))
     if found.shape != (n,):
-        raise ConfigError(f"scores have shape {tuple(found.shape)}; expected ({n},), one a transition")
+        raise ShapeError(f"scores have shape {tuple(found.shape)}; expected ({n},), one a transition")
     if not bool(found.isfinite().all()):
         raise NotFinite(f"scores hold NaN or infinity in row {int((~found.isfinite()).nonzero()[0])}")
+    if bool((found == found[0]).all()):
+        raise ConfigError(f"scores are {float(found[0]):g} in every row; expected scores that differ")
     return found

@@ -1,0 +1,132 @@
+"""How rows are drawn: settings, the noise of each row, and the way from noise to a row.
+
+Knows tensors and the diffusion core. Noise is drawn in blocks of 1,024 rows, each from its own seed, so that row i of a
+seed is the same however many rows are asked for and whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dragon.diffusion import SeededNoise, churn, dpmpp_2m, euler, heun, karras_sigmas, last
+from dragon.errors import ConfigError
+
+BLOCK = 1024
+Denoise = Callable[[Tensor, Tensor, Any], Tensor]
+Purpose = Literal["noise", "flags", "levels", "probes"]
+_PURPOSES = ("noise", "flags", "levels", "probes")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How rows are drawn.
+
+    sampler: "churn" is the paper's stochastic Heun; the others solve without fresh noise. steps: `heun` and `churn`
+    call the network 2 steps - 1 times. clamp: keeps every estimate of a row inside the data's bounds on the way.
+    batch_size: rows at once, rounded down to whole blocks.
+    """
+
+    sampler: Literal["heun", "dpmpp_2m", "euler", "churn"] = "heun"
+    steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 80.0
+    s_tmin: float = 0.05
+    s_tmax: float = 50.0
+    s_noise: float = 1.003
+    clamp: bool = True
+    batch_size: int = 8 * BLOCK
+
+    def __post_init__(self) -> None:
+        if self.sampler not in (*_SAMPLERS, "churn"):
+            raise ConfigError(f"sampler is {self.sampler!r}; expected one of {', '.join([*_SAMPLERS, 'churn'])}")
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")
+
+
+_SAMPLERS = {"heun": heun, "dpmpp_2m": dpmpp_2m, "euler": euler}
+DETERMINISTIC = SampleConfig()
+PAPER_SAMPLING = SampleConfig(sampler="churn", steps=128, clamp=False)
+
+
+def solve(
+    denoise: Denoise,
+    noise: BlockNoise,
+    d: int,
+    sampling: SampleConfig,
+    device: torch.device,
+    given: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(b, d) rows from noise.
+
+    given: rows (b, d) and a mask (d,) of their columns that are known. Known columns start at their values and noise,
+    and are estimated as what they are: they then stay at their values and noise of the level, step for step and after
+    each bit of fresh noise, and end at their values; the other columns are drawn to fit them.
+
+    Source: Song et al. (2021), score-based SDE, appendix I.2; Lugmayr et al. (2022), RePaint, eq. 8, whose resampling
+        is that of the sampler "churn" here.
+    """
+    sigmas = karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho).to(device)
+    x = sigmas[0] * noise.draw((d,)).to(device)
+    if given is not None:
+        values, known = given[0].to(device), given[1].to(device)
+        denoise, x = _pinned(denoise, values, known), torch.where(known, values + x, x)
+    if sampling.sampler == "churn":
+        steps = churn(
+            denoise,
+            x,
+            sigmas,
+            noise_source=noise,
+            s_churn=sampling.s_churn,
+            s_tmin=sampling.s_tmin,
+            s_tmax=sampling.s_tmax,
+            s_noise=sampling.s_noise,
+        )
+        return last(steps)
+    return last(_SAMPLERS[sampling.sampler](denoise, x, sigmas))
+
+
+def _pinned(denoise: Denoise, values: Tensor, known: Tensor) -> Denoise:
+    def pinned(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        return torch.where(known, values, denoise(x, sigma, cond))
+
+    return pinned
+
+
+class BlockNoise:
+    """Unit noise of rows start ... start + count - 1 of a seed; start is a multiple of `BLOCK`."""
+
+    def __init__(self, seed: int, start: int, count: int, purpose: Purpose = "noise") -> None:
+        first, end = start // BLOCK, -(-(start + count) // BLOCK)
+        self._count = count
+        self._blocks = SeededNoise([block_seed(seed, block, purpose) for block in range(first, end)])
+
+    def draw(self, event_shape: Sequence[int]) -> Tensor:
+        """(count, *event_shape) float32 on the CPU, new at each call."""
+        return self._blocks.draw((BLOCK, *event_shape)).flatten(0, 1)[: self._count]
+
+
+def block_seed(seed: int, block: int, purpose: Purpose) -> int:
+    """The seed of a block, another one for each purpose.
+
+    Raises:
+        ConfigError: seed below 0.
+    """
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; expected 0 or above")
+    words = np.random.SeedSequence([seed, block, _PURPOSES.index(purpose)]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 ^ int(words[1])
+
+
+def batches(n: int, batch_size: int) -> list[tuple[int, int]]:
+    """(first row, rows) of batches of whole blocks."""
+    size = max(BLOCK, batch_size // BLOCK * BLOCK)
+    return [(start, min(size, n - start)) for start in range(0, n, size)]
