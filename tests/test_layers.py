@@ -12,7 +12,7 @@ import pytest
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("cli", "commands", "__main__", "__init__"),
-    ("run", "steps", "probe", "runfolder", "plan", "estimate", "samples", "measure", "aesthetics"),
+    ("run", "steps", "probe", "runfolder", "plan", "estimate", "samples", "measure", "aesthetics", "upsample"),
     ("build", "config", "loading", "prompts"),
     (
         "trainer",

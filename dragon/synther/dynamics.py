@@ -66,19 +66,26 @@ def simulate(environment: str, observations: Floats, actions: Floats) -> tuple[F
     return after, rewards, terminals
 
 
-def dynamics(transitions: Transitions, environment: str, *, rows: int | None = None) -> Dynamics:
-    """The first `rows` transitions (None: all) beside the simulator. What `simulate` raises."""
+def dynamics(
+    transitions: Transitions, environment: str, *, rows: int | None = None, like: Transitions | None = None
+) -> Dynamics:
+    """The first `rows` transitions (None: all) beside the simulator. What `simulate` raises.
+
+    like: transitions whose variances errors are divided by; None: those of the simulator's answers. Rows that lie far
+    out have answers of a large variance, so that different sets of rows are compared by one.
+    """
     part = transitions if rows is None else transitions.rows(slice(0, rows))
     after, rewards, terminals = simulate(environment, part.observations, part.actions)
     difference = np.square(part.next_observations.astype(np.float64) - after).mean(0)
-    spread = after.var(0)
+    spread = after.var(0) if like is None else like.next_observations.astype(np.float64).var(0)
+    reward_spread = float(rewards.var() if like is None else like.rewards.astype(np.float64).var())
     varying = spread > 1e-12
     columns = difference[varying] / spread[varying]
     flagged = part.terminals.astype(bool)
     return Dynamics(
         n=len(part),
         error=float(columns.mean()),
-        reward_error=float(np.square(part.rewards.astype(np.float64) - rewards).mean() / max(rewards.var(), 1e-12)),
+        reward_error=float(np.square(part.rewards.astype(np.float64) - rewards).mean() / max(reward_spread, 1e-12)),
         terminal_rate=float(flagged.mean()),
         true_terminal_rate=float(terminals.mean()),
         terminal_recall=_share(flagged, terminals),
