@@ -392,6 +392,7 @@ def load(
     Raises:
         ConfigError: a file is missing or damaged, or a component cannot be made. MissingExtra: it needs a package.
     """
+    import diffusers
     from diffusers import DiffusionPipeline
 
     given: dict[str, Any] = {"revision": revision, "local_files_only": bool(_hub_unreachable(folder, revision))}
@@ -401,7 +402,9 @@ def load(
         absent = dict.fromkeys([*without, *(name for name, made_by in index.items() if made_by == [None, None])])
         if variant is not None:
             given["variant"] = variant
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32, **absent, **given)
+        # By its own class: the base class does not know which parts may be absent, and would read them all the same.
+        own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
+        pipe = own.from_pretrained(folder, dtype=torch.float32, **absent, **given)
     except ImportError as error:
         raise MissingExtra(f"{kind} {folder!r} needs a package that is not installed: {str(error).strip()}") from error
     except Exception as error:  # diffusers, transformers and safetensors each have their own
@@ -556,16 +559,13 @@ def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
 def _compile(module: nn.Module) -> None:
     """Where most weights are in a row of equal blocks, each is compiled by itself and the first serves for all.
 
-    That gains as much as compiling the whole, for a fraction of the wait; a network of unequal blocks is compiled whole.
+    That gains about as much as compiling the whole, for a fraction of the wait; unequal blocks are compiled together.
     """
     total = sum(p.numel() for p in module.parameters())
-    for part in module.modules():
-        if isinstance(part, nn.ModuleList) and len(part) > 1 and len({type(block) for block in part}) == 1:
-            if sum(p.numel() for p in part.parameters()) > _MOST * total:
-                for block in part:
-                    block.compile()
-                return
-    module.compile()
+    rows = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len({type(b) for b in part}) == 1]
+    most = [row for row in rows if len(row) > 1 and sum(p.numel() for p in row.parameters()) > _MOST * total]
+    for part in most[0] if most else [module]:
+        part.compile()
 
 
 _MOST = 0.8  # U-Nets have less in any of their lists

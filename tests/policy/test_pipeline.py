@@ -31,6 +31,7 @@ from dragon.policy.pipeline import (
     at_peak,
     class_name,
     classifier_free,
+    dtype_of,
     load,
     scheduled,
 )
@@ -586,6 +587,36 @@ def test_an_adapter_saved_twice_is_the_same_to_the_byte(folder, tmp_path):
     # in a set, as PEFT holds them, the order would change from process to process
     targets = json.loads((tmp_path / "a" / "adapter_config.json").read_text())["target_modules"]
     assert targets == sorted(targets) and len(targets) == 6
+
+
+def test_equal_blocks_are_compiled_one_by_one_and_unequal_ones_together(folder, tmp_path):
+    """Nothing is compiled before the first call."""
+
+    def compiled(made: Any) -> list[str]:
+        module = getattr(made._backbone._pipe, made._backbone._family.part)
+        return [name for name, part in module.named_modules() if part._compiled_call_impl is not None]
+
+    assert compiled(policy(folder, compile=True)) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert compiled(policy(folder)) == []
+    tiny_pipeline("stable_diffusion", tmp_path)
+    assert compiled(PipelinePolicy(tmp_path, rank=2, compile=True)) == [""]
+
+
+def test_the_number_format_is_read_without_looking_at_every_layer(folder, monkeypatch):
+    """diffusers' `dtype` walks the network, and with LoRA in it that took 8 % of a roll-out."""
+    made, looked = policy(folder), []
+    module = made._backbone._pipe.transformer
+    assert dtype_of(module) == module.dtype == torch.float32
+    assert dtype_of(module.to(torch.bfloat16)) == module.dtype == torch.bfloat16
+    module.float()
+
+    def noted(self: nn.Module) -> torch.dtype:
+        looked.append(self)
+        return dtype_of(self)
+
+    monkeypatch.setattr(type(module), "dtype", property(noted))
+    made.generate(PROMPTS[:1], [1], steps=3, guidance=2.0)
+    assert len(looked) <= 3  # by the network itself
 
 
 @pytest.mark.slow
