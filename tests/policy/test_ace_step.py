@@ -102,6 +102,19 @@ def test_a_value_without_meaning_is_refused(options, message):
         AceStep(tiny(), **options)
 
 
+def test_what_encodes_other_music_is_not_loaded(tmp_path):
+    from diffusers.pipelines.ace_step.modeling_ace_step import AceStepAudioTokenizer
+
+    pipe = tiny()
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    tokenizer = AceStepAudioTokenizer(**sizes, head_dim=8, audio_acoustic_hidden_dim=4, fsq_dim=8)
+    pipe.register_modules(audio_tokenizer=tokenizer)
+    pipe.save_pretrained(str(tmp_path))
+    made = policy(str(tmp_path))
+    assert made._backbone._pipe.audio_tokenizer is None
+    assert difference(ours(made, PROMPTS[0], 5, guidance=4.0), own(PROMPTS[0], 5, guidance=4.0)) <= TOLERANCE
+
+
 # ---- padding
 
 
