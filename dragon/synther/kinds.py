@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,9 +87,12 @@ def group(name: str, value: Array, transitions: Transitions, spec: TransitionSpe
     if name == "actions" and not discrete:
         low, high = _box(numbers, transitions, spec)
     made = Group(
-        name,
-        kinds,
-        *(tuple(v.tolist()) for v in (mean, scale, low, high)),
+        name=name,
+        kinds=kinds,
+        mean=_floats(mean),
+        scale=_floats(scale),
+        low=_floats(low),
+        high=_floats(high),
         dtype=value.dtype.str,
         hot=_hot(name, numbers, kinds),
         discrete=discrete,
@@ -169,7 +172,7 @@ def settled(values: Floats, of: Group) -> Floats:
     return np.where(kinds == "constant", mean, found)
 
 
-def _kind(name: str, i: int, column: Floats, dtype: np.dtype, discrete: bool, spec: TransitionSpec) -> Kind:  # type: ignore[type-arg]
+def _kind(name: str, i: int, column: Floats, dtype: np.dtype[Any], discrete: bool, spec: TransitionSpec) -> Kind:
     for key in (f"{name}.{i}", name):
         if key in spec.kinds:
             return spec.kinds[key]
@@ -245,6 +248,10 @@ def check_spec(transitions: Transitions, spec: TransitionSpec) -> None:
             f"flags is {spec.flags!r} and coding {spec.coding!r}; expected flags condition or column, coding residual "
             "or plain"
         )
+
+
+def _floats(values: Floats) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
 
 
 def _demand(right: NDArray[np.bool_], name: str, i: int, column: Floats, wanted: str) -> None:

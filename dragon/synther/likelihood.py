@@ -89,7 +89,7 @@ def _trace(denoise: Denoise, x: Tensor, sigma: float, cond: Any, probes: Tensor 
     levels = x.new_full((len(x),), sigma)
 
     def product(direction: Tensor) -> Tensor:
-        _, along = torch.func.jvp(lambda at: denoise(at, levels, cond), (x,), (direction.expand_as(x),))
+        along: Tensor = torch.func.jvp(lambda at: denoise(at, levels, cond), (x,), (direction.expand_as(x),))[1]
         return (along * direction).sum(1)
 
     if probes is not None:

@@ -36,14 +36,14 @@ def ridge(inputs: Floats, outputs: Floats) -> Floats:
 
 
 def _strength(values: Floats, along: Floats, variance: Floats, n: int) -> float:
-    """The strength of the least mean share of variance left, over (1 - degrees of freedom / n)^2."""
+    """The strength of the least share of variance left (geometric mean) over (1 - degrees of freedom / n)^2."""
     best, least = STRENGTHS[-1], np.inf
     live = variance > 0
     for strength in STRENGTHS if live.any() else ():
         taken = ((values + 2 * strength) / (values + strength) ** 2) @ np.square(along[:, live])
-        left = (1 - taken / variance[live]).clip(_EXACT).mean()
+        left = np.log((1 - taken / variance[live]).clip(_EXACT)).mean()
         freedom = (1 + (values / (values + strength)).sum()) / n
-        error = left / (1 - freedom) ** 2 if freedom < 1 else np.inf
+        error = left - 2 * np.log(1 - freedom) if freedom < 1 else np.inf
         if error < least:
             best, least = strength, error
     return best

@@ -160,7 +160,7 @@ def write_npz(transitions: Transitions, path: str | os.PathLike[str]) -> None:
     with writing("transitions", place, "make room, or choose another file", size):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            np.savez(partial, **transitions.arrays(), **box)
+            np.savez(partial, allow_pickle=False, **transitions.arrays(), **box)
             partial.replace(place)
         finally:
             partial.unlink(missing_ok=True)

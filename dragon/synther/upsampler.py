@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -255,7 +255,7 @@ class Upsampler:
         cond = self._condition(flags, scores, given is not None, hidden)
         base: Denoise = self.denoiser
         if scores is not None and guidance != 1:
-            base = Guided(self.denoiser, self._condition(flags, None), guidance, cat=torch.cat)
+            base = Guided(self.denoiser, self._condition(flags, None), guidance, cat=_join)
 
         def denoise(x: Tensor, sigma: Tensor, _: Any) -> Tensor:
             if given is not None:  # what the network sees is c_in times this
@@ -497,6 +497,10 @@ def _check_start(start: Upsampler, config: FitConfig, scored: bool) -> None:
         )
 
 
+def _join(conditions: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(conditions))
+
+
 def _partial(layout: Layout, observations: Array, actions: Array) -> Transitions:
     """Transitions with these observations and actions and numbers of the right kind everywhere else."""
     names = [g.name for g in layout.groups]
@@ -517,7 +521,13 @@ def _partial(layout: Layout, observations: Array, actions: Array) -> Transitions
             f"observations have shape {np.shape(observations)} and actions {np.shape(actions)}; expected (n, "
             f"{filled['next_observations'].shape[1]}) and as many actions"
         )
-    return Transitions(**filled)
+    return Transitions(
+        observations=filled["observations"],
+        actions=filled["actions"],
+        rewards=filled["rewards"],
+        next_observations=filled["next_observations"],
+        terminals=filled["terminals"],
+    )
 
 
 def _place(share: Tensor, n: int) -> Tensor:
