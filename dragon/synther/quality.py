@@ -396,21 +396,21 @@ def _marginals(columns: tuple[Column, ...], figures: Mapping[str, Any]) -> list[
     return [
         Verdict(
             "columns, 1 - KS (mean)",
-            *(mean[side] for side in SIDES),
+            *_by_side(mean),
             f"at least real - {MARGINAL_GAP}",
             ok,
             f"each column alone {'looks like' if ok else 'differs from'} the data's, on average",
         ),
         Verdict(
             "worst column, 1 - KS",
-            *(worst.similarity[side] for side in SIDES),
+            *_by_side(worst.similarity),
             f"at least real - {COLUMN_GAP}",
             fits,
             f"the column that is furthest off is {worst.name}{'' if fits else ': look at its histogram'}",
         ),
         Verdict(
             "columns, W1 / std (mean)",
-            *(area[side] for side in SIDES),
+            *_by_side(area),
             f"at most real + {WASSERSTEIN_GAP}",
             near,
             f"values lie on average {area['new']:.3f} standard deviations from where the data's lie",
@@ -422,7 +422,7 @@ def _correlation_verdict(found: Mapping[str, Mapping[str, float]]) -> Verdict:
     ok = found["new"]["mean"] <= found["real"]["mean"] + CORRELATION_GAP
     return Verdict(
         "correlations, mean difference",
-        *(found[side]["mean"] for side in SIDES),
+        *_by_side({side: figures["mean"] for side, figures in found.items()}),
         f"at most real + {CORRELATION_GAP}",
         ok,
         f"columns {'move together as in the data' if ok else 'do not move together as in the data'}; a Gaussian gets "
@@ -486,7 +486,7 @@ def _memory(nearest: Mapping[str, Any], coverage: Mapping[str, float]) -> list[V
         ),
         Verdict(
             "held-out rows' distance to the nearest new row, over that to real ones",
-            *(coverage[side] for side in SIDES),
+            *_by_side(coverage),
             f"at most {COVERED}",
             wide,
             "new rows are found wherever real ones are"
@@ -509,7 +509,7 @@ def _dynamics_verdicts(found: Mapping[str, Mapping[str, float]]) -> list[Verdict
         said.append(
             Verdict(
                 aspect,
-                *(value[side] for side in SIDES),
+                *_by_side(value),
                 f"at most {most:.3g}",
                 ok,
                 f"{what} are {'close to' if ok else 'not'} what the simulator answers",
@@ -521,13 +521,17 @@ def _dynamics_verdicts(found: Mapping[str, Mapping[str, float]]) -> list[Verdict
         said.append(
             Verdict(
                 "terminal recall",
-                *(recall[side] for side in SIDES),
+                *_by_side(recall),
                 f"at least {RECALL}",
                 ok,
                 f"of rows that end an episode in the simulator {100 * recall['new']:.0f} % are marked so",
             )
         )
     return said
+
+
+def _by_side(figures: Mapping[str, float]) -> tuple[float, float, float]:
+    return figures["new"], figures["real"], figures["gaussian"]
 
 
 def _mean(values: Any) -> float:
