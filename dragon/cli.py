@@ -27,7 +27,7 @@ COMMANDS = {
     "score": "Measure folders of audio: dragon score FOLDER... --exemplars FOLDER|SET [--metrics fad kad ...]",
     "exemplars": "Reference sets of audio or captions: dragon exemplars build|split|list|show|compare ...",
     "check": "Does a reward or a model keep its contract? dragon check [policy] NAME|file.py:Name [--options YAML]",
-    "upsample": "More transitions for RL: dragon upsample IN.npz --out OUT.npz --samples N [--preset tiny] [--env ID]",
+    "upsample": "More transitions for RL: dragon upsample IN --out OUT.npz --samples N [--preset tiny] [--env ID]",
     "aesthetics": "Learn what people like from ratings or votes: dragon aesthetics fit RATINGS.csv | show HEAD",
     "plugins": "List policies, rewards, encoders, contrasts and objectives by name: dragon plugins [KIND]",
 }

@@ -1,4 +1,4 @@
-"""dragon upsample IN.npz --out OUT.npz --samples N [--preset P] [--seed S] [--env ID]"""
+"""dragon upsample IN --out OUT.npz --samples N [--preset P] [--seed S] [--env ID]"""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dragon.upsample.settings import UpsampleSettings
 if TYPE_CHECKING:
     from dragon.synther.quality import Quality
 
-USAGE = "dragon upsample IN.npz --out OUT.npz --samples N [--preset paper|small|tiny] [--seed S] [--env ID]"
+USAGE = "dragon upsample IN --out OUT.npz --samples N [--preset paper|small|tiny] [--seed S] [--env ID]"
 
 
 def run(arguments: list[str]) -> None:
     source, flags = positional(arguments, "file of transitions", USAGE)
-    settings = parsed(UpsampleSettings, flags, "dragon upsample IN.npz")
+    settings = parsed(UpsampleSettings, flags, "dragon upsample IN")
 
     from dragon.upsample.run import upsample
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragon.errors import ConfigError, MissingExtra, NotFinite, ShapeError
-from dragon.synther.transitions import BOX, Array, Transitions, read_npz
+from dragon.synther.readers import read_transitions
+from dragon.synther.transitions import BOX, Array, Transitions
 
 MOST_HELD_OUT = 5_000
 Floats = NDArray[np.float64]
@@ -37,9 +38,9 @@ def read_data(source: str, *, environment: str, held_out: float, seed: int, scor
     """The rows of a file.
 
     Raises:
-        ConfigError, ShapeError, NotFinite: see `read_npz`; a box or score that does not fit. MissingExtra: gymnasium.
+        ConfigError, ShapeError, NotFinite: see `read_transitions`; a box or score that does not fit. MissingExtra.
     """
-    every = read_npz(source)
+    every = read_transitions(source)
     box = {name: getattr(every, name) for name in BOX if getattr(every, name) is not None}
     discrete = int(every.actions.max()) + 1 if every.actions.ndim == 1 and len(every) else None
     if environment:
