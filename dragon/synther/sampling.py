@@ -67,18 +67,14 @@ def solve(
 ) -> Tensor:
     """(b, d) rows from noise.
 
-    given: rows (b, d) and a mask (d,) of their columns that are known. Known columns start at their values and noise,
-    and are estimated as what they are: they then stay at their values and noise of the level, step for step and after
-    each bit of fresh noise, and end at their values; the other columns are drawn to fit them.
-
-    Source: Song et al. (2021), score-based SDE, appendix I.2; Lugmayr et al. (2022), RePaint, eq. 8, whose resampling
-        is that of the sampler "churn" here.
+    given: rows (b, d) and a mask (d,) of their columns that are known; denoise is then one of rows whose known columns
+    are estimated as what they are, by a network that is told them. They start at their values and noise and so stay at their values and the noise of the level, step for step and after each bit of fresh noise.
     """
     sigmas = karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho).to(device)
     x = sigmas[0] * noise.draw((d,)).to(device)
     if given is not None:
         values, known = given[0].to(device), given[1].to(device)
-        denoise, x = _pinned(denoise, values, known), torch.where(known, values + x, x)
+        x = torch.where(known, values + x, x)
     if sampling.sampler == "churn":
         steps = churn(
             denoise,
@@ -92,13 +88,6 @@ def solve(
         )
         return last(steps)
     return last(_SAMPLERS[sampling.sampler](denoise, x, sigmas))
-
-
-def _pinned(denoise: Denoise, values: Tensor, known: Tensor) -> Denoise:
-    def pinned(x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        return torch.where(known, values, denoise(x, sigma, cond))
-
-    return pinned
 
 
 class BlockNoise:

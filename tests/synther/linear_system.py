@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from dragon.synther import FitConfig, TransitionSpec, Transitions, Upsampler, fit
+from dragon.synther import FitConfig, Transitions, Upsampler, fit
 
 A = np.array([[0.9, 0.2], [-0.2, 0.9]])
 B = np.array([[0.5, 0.3]])
@@ -34,8 +34,13 @@ def system(n: int = 4000, seed: int = 0) -> Transitions:
     )
 
 
+def scores(data: Transitions) -> np.ndarray:
+    """The second number of the observation and as much noise: given a score, that number is half of it in the mean."""
+    noise = np.random.default_rng(5).standard_normal(len(data))
+    return (data.observations[:, 1] + noise).astype(np.float32)
+
+
 @functools.cache
-def fitted(**changes: object) -> Upsampler:
-    """A model of the system, with scores that are the second number of the observation."""
-    data = system()
-    return fit(data, TransitionSpec(), QUICK, scores=data.observations[:, 1], **changes)  # type: ignore[arg-type]
+def fitted() -> Upsampler:
+    """A model of the system, with scores."""
+    return fit(system(), None, QUICK, scores=scores(system()))

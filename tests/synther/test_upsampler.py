@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from dragon.errors import ConfigError, NotFinite, ShapeError
-from dragon.synther import PAPER_SAMPLING, SampleConfig, TransitionSpec, Transitions, Upsampler, fit
-from dragon.synther.sampling import BLOCK, BlockNoise, solve
+from dragon.synther import PAPER_SAMPLING, SampleConfig, Transitions, TransitionSpec, Upsampler, fit
+from dragon.synther.sampling import BLOCK
 from dragon.synther.upsampler import prepare
-from tests.synther.linear_system import QUICK, after, fitted, system
+from tests.synther.linear_system import QUICK, after, fitted, scores, system
 
 FAST = SampleConfig(steps=12, batch_size=BLOCK)
 SHORT = replace(QUICK, max_steps=5)
@@ -40,25 +40,31 @@ def test_rates_recall_box_and_dynamics() -> None:
     true = after(made.observations, made.actions)
     assert made.terminals[true[:, 0] > 1].mean() >= 0.8
     assert np.abs(made.actions).max() <= 1 and (np.abs(made.actions) > 0.99).mean() > 0.02
-    assert np.square(made.next_observations - true).mean() < 1e-6 * true.var(), "the residual coding knows the line"
+    low, high = data.next_observations.min(0), data.next_observations.max(0)
+    inside = ((made.next_observations > low) & (made.next_observations < high)).all(1)
+    error = np.square(made.next_observations - true)[inside].mean()
+    assert error < 1e-8 and inside.mean() > 0.99, "the residual coding knows the line"
     reward = made.observations[:, 0] * made.actions[:, 0]
     assert np.square(made.rewards - reward).mean() < 0.05 * reward.var()
     assert np.abs(made.observations.mean(0)).max() < 0.08 and np.abs(made.observations.std(0) - 1).max() < 0.08
 
 
 def test_a_higher_score_gives_rows_of_a_higher_score() -> None:
-    """The score is the observation's second number. Guidance exaggerates; flags are those of rows of such scores."""
+    """The score is the observation's second number and as much noise, so that a row's own is half of what is asked for.
+
+    Guidance exaggerates; flags are those of rows of such scores.
+    """
     model, data = fitted(), system()
     means = [model.sample(1000, 0, score=s, sampling=FAST).observations[:, 1].mean() for s in (-1.5, 0.0, 1.5)]
-    assert np.diff(means) == pytest.approx([1.5, 1.5], abs=0.35)
+    assert np.diff(means) == pytest.approx([0.75, 0.75], abs=0.25)
     guided = model.sample(1000, 0, score=1.5, guidance=2.0, sampling=FAST).observations[:, 1].mean()
-    assert guided > means[2] + 0.1
-    near = np.abs(data.observations[:, 1] - 1.5) < 0.3
+    assert guided > means[2] + 0.2
+    near = np.abs(scores(data) - 1.5) < 0.3
     rate = model.sample(4000, 0, score=1.5, sampling=FAST).terminals.mean()
     assert abs(rate - data.terminals[near].mean()) < 0.05
-    wanted = np.linspace(-1.5, 1.5, 1000, dtype=np.float32)
+    wanted = np.linspace(-3, 3, 1000, dtype=np.float32)
     each = model.sample(1000, 0, score=wanted, sampling=FAST).observations[:, 1]
-    assert np.corrcoef(wanted, each)[0, 1] > 0.8
+    assert np.corrcoef(wanted, each)[0, 1] > 0.6
 
 
 def test_the_score_that_is_asked_for_is_in_the_datas_unit() -> None:
@@ -69,38 +75,11 @@ def test_the_score_that_is_asked_for_is_in_the_datas_unit() -> None:
     close(far.sample(50, score=1e4 + 150, sampling=FAST), near.sample(50, score=1.5, sampling=FAST))
 
 
-def test_pinned_columns_are_kept_and_the_rest_is_drawn_to_fit() -> None:
-    """Of a Gaussian pair with correlation rho, whose denoiser is known, the second given the first.
-
-    Pinned at the noise of its level the condition is followed, if less closely than the true rho x.
-    """
-    rho = 0.9
-    cov = torch.tensor([[1.0, rho], [rho, 1.0]])
-
-    def denoise(x: torch.Tensor, sigma: torch.Tensor, _: object) -> torch.Tensor:
-        return x @ torch.linalg.solve(cov + float(sigma[0]) ** 2 * torch.eye(2), cov)
-
-    given = torch.stack([torch.linspace(-2, 2, 2048), torch.zeros(2048)], 1)
-    known = torch.tensor([True, False])
-    for sampler in ("heun", "churn"):
-        x = solve(
-            denoise,
-            BlockNoise(0, 0, 2048),
-            2,
-            SampleConfig(sampler, 64),
-            torch.device("cpu"),
-            (given, known),  # type: ignore[arg-type]
-        )
-        torch.testing.assert_close(x[:, 0], given[:, 0], atol=1e-6, rtol=0)
-        slope = float((x[:, 1] * x[:, 0]).mean() / x[:, 0].square().mean())
-        assert slope == pytest.approx(rho, abs=0.12)
-
-
-def test_prediction_with_and_without_a_share_of_its_own() -> None:
-    """Rewards s0 a of new rows: a model told the known columns is far closer, and draws the terminals."""
-    new = system(1000, seed=9)
+def test_a_model_of_the_world() -> None:
+    """Rewards s0 a of new rows, which no straight line knows; with the share, terminals too."""
+    new = system(500, seed=9)
     data = system()
-    taught = fit(data, None, replace(QUICK, predict_share=0.5))
+    taught = fit(data, None, replace(QUICK, predict_share=0.5, max_steps=800))
     got = taught.predict(new.observations, new.actions)
     np.testing.assert_array_equal(got.observations, new.observations)
     np.testing.assert_allclose(got.next_observations, new.next_observations, atol=1e-4)
@@ -109,11 +88,8 @@ def test_prediction_with_and_without_a_share_of_its_own() -> None:
     close(got.rows(slice(0, 100)), taught.predict(new.observations[:100], new.actions[:100]))
     known = taught.predict(new.observations, new.actions, flags=new.terminals)
     np.testing.assert_array_equal(known.terminals, new.terminals)
-    with pytest.raises(ConfigError, match="predict_share 0 and draws no flags"):
+    with pytest.raises(ConfigError, match="predict_share 0 and predicts nothing"):
         fitted().predict(new.observations, new.actions)
-    plain = fitted().predict(new.observations, new.actions, flags=new.terminals)
-    errors = [np.square(p.rewards - new.rewards).mean() for p in (known, plain)]
-    assert errors[0] < errors[1]
     with pytest.raises(ShapeError, match="expected"):
         taught.predict(new.observations[:, :1], new.actions)
 
@@ -135,18 +111,18 @@ def test_a_stored_model_gives_the_same_rows(tmp_path) -> None:
 def test_a_model_grows_with_its_data() -> None:
     """The layout stays, but for bounds; the weights are where the fit begins."""
     first, data = fitted(), system(5000, seed=2)
-    scores = data.observations[:, 1]
-    training, layout, _ = prepare(data, TransitionSpec(), SHORT, scores=scores, start=first)
+    rated = scores(data)
+    training, layout, _ = prepare(data, TransitionSpec(), SHORT, scores=rated, start=first)
     assert torch.equal(training.net.end.weight, first.net.end.weight)
     assert layout.groups[0].mean == first.layout.groups[0].mean
     assert layout.groups[0].high[0] >= data.observations[:, 0].max()
-    warm = fit(data, None, SHORT, scores=scores, start=first).sample(1000, sampling=FAST)
+    warm = fit(data, None, SHORT, scores=rated, start=first).sample(1000, sampling=FAST)
     true = after(warm.observations, warm.actions)
     assert warm.terminals[true[:, 0] > 1].mean() > 0.7, "five steps of a new fit know nothing of terminals"
     for changes, message in (
         ({"start": first}, "fitted with scores and the new data comes without"),
-        ({"start": first, "scores": scores, "spec": TransitionSpec()}, "both spec and start"),
-        ({"start": first, "scores": scores, "config": replace(SHORT, width=32)}, "width is 32; expected 64"),
+        ({"start": first, "scores": rated, "spec": TransitionSpec()}, "both spec and start"),
+        ({"start": first, "scores": rated, "config": replace(SHORT, width=32)}, "width is 32; expected 64"),
     ):
         with pytest.raises(ConfigError, match=message):
             fit(data, **({"config": SHORT} | changes))
