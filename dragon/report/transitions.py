@@ -27,7 +27,6 @@ _COLORS = {"real": REAL, "held_out": REAL, "new": NEW, "gaussian": GAUSSIAN}
 _LABELS = {"real": "real", "held_out": "held-out", "new": "new", "gaussian": "Gaussian"}
 _SIDES = ("real", "new", "gaussian")
 _MOST_COLUMNS = 60
-_NAMED = 45  # columns whose names fit beside a map
 
 
 class FoundVerdict(Protocol):
@@ -173,7 +172,9 @@ def correlation_maps(columns: Sequence[FoundColumn], drawn: Mapping[str, Floats]
     """Differences of correlations to the held-out rows', by side, on one scale of colours."""
     largest = max(float(np.abs(drawn[f"correlation_{side}"]).max()) for side in ("new", "real"))
     limit = max(0.05, largest)
-    figure = _figure(10.5, 3.4 if len(columns) <= 15 else 4.2)
+    names = [column.name.partition(".")[0].partition("=")[0] for column in columns]
+    starts = [j for j, name in enumerate(names) if j == 0 or names[j - 1] != name]
+    figure = _figure(10.5, 3.6)
     panels = figure.subplots(1, 3)
     for axes, side in zip(panels, _SIDES, strict=True):
         image = axes.imshow(drawn[f"correlation_{side}"], cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
@@ -182,8 +183,11 @@ def correlation_maps(columns: Sequence[FoundColumn], drawn: Mapping[str, Floats]
         axes.set_xlabel("column, in the order of the last table", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
-    if len(columns) <= _NAMED:
-        panels[0].set_yticks(range(len(columns)), [literal(column.name) for column in columns], fontsize=6)
+        for start in starts[1:]:
+            axes.axhline(start - 0.5, color="black", lw=0.5)
+            axes.axvline(start - 0.5, color="black", lw=0.5)
+    middles = [(a + b - 1) / 2 for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
+    panels[0].set_yticks(middles, [literal(names[start]) for start in starts], fontsize=7)
     figure.colorbar(image, ax=panels, shrink=0.85, label="difference of correlation")
     return figure
 
@@ -198,7 +202,9 @@ def nearest_curves(drawn: Mapping[str, Floats]) -> Any:
         distance = np.sort(np.maximum(drawn[f"nearest_{side}"], floor))
         share = np.arange(1, len(distance) + 1) / len(distance)
         axes.step(distance, share, where="post", color=_COLORS[side], lw=1.8, label=_LABELS[side])
-    axes.set_xscale("log")
+    ends = np.concatenate([np.maximum(drawn[f"nearest_{side}"], floor) for side in ("held_out", "new")])
+    if ends.max() > 30 * ends.min():
+        axes.set_xscale("log")
     axes.set(
         xlabel="distance to the nearest row of the fit (standard deviations)", ylabel="share of rows", ylim=(0, 1.02)
     )
