@@ -6,6 +6,7 @@ import errno
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ SMALL = ("--max_steps", "24", "--batch_size", "16", "--steps", "3", "--save_step
 QUIET = ("--report", "false")
 
 
-def system(n: int = 400, seed: int = 0, **more: np.ndarray) -> dict[str, np.ndarray]:
+def system(n: int = 400, seed: int = 0) -> dict[str, Any]:
     """A linear system; float64 rewards and a whole-number column, so that types differ."""
     random = np.random.default_rng(seed)
     state, action = random.standard_normal((n, 2)), random.uniform(-1, 1, (n, 1))
@@ -29,14 +30,13 @@ def system(n: int = 400, seed: int = 0, **more: np.ndarray) -> dict[str, np.ndar
         "next_observations": after.astype(np.float32),
         "terminals": after[:, 0] > 1.5,
         "level": random.integers(0, 5, n),
-        **more,
     }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("upsample")
-    box = {"action_low": np.array([-2.0]), "action_high": np.array([2.0], dtype=np.float32)}
+    box: dict[str, Any] = {"action_low": np.array([-2.0]), "action_high": np.array([2.0], dtype=np.float32)}
     np.savez(root / "in.npz", **system(), **box)
     np.savez(root / "other.npz", **system(seed=1))
     return root
