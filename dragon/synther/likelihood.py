@@ -72,7 +72,7 @@ def denoising_density(denoise: Denoise, x: Tensor, noises: Tensor, sigmas: Tenso
     true denoiser, in the mean over noise. Errors are read at `sigmas` (k,), even in log sigma, with `noises` (k, b, d).
     Rows that see the same noise can be compared more closely than their densities are known. Calls: k.
 
-    Source: Kong et al. (2023), Information-Theoretic Diffusion, eq. 8.
+    Source: Kong et al. (2023), Information-Theoretic Diffusion.
     """
     d = x.shape[1]
     step = abs(math.log(float(sigmas[0]) / float(sigmas[-1]))) / max(1, len(sigmas) - 1)

@@ -20,7 +20,7 @@ def ridge(inputs: Floats, outputs: Floats) -> Floats:
     One strength for all outputs: that of the least generalised cross-validation, so that few rows and many inputs do
     not end in a line through every row. Constant inputs have slope 0.
 
-    Source: Golub, Heath & Wahba (1979), eq. 2.3.
+    Source: Golub, Heath & Wahba (1979), Technometrics 21.
     """
     n = len(inputs)
     middle, spread = inputs.mean(0), inputs.std(0)

@@ -68,7 +68,8 @@ def solve(
     """(b, d) rows from noise.
 
     given: rows (b, d) and a mask (d,) of their columns that are known; denoise is then one of rows whose known columns
-    are estimated as what they are, by a network that is told them. They start at their values and noise and so stay at their values and the noise of the level, step for step and after each bit of fresh noise.
+    are estimated as what they are, by a network that is told them. They start at their values and noise and so stay at
+    their values and the noise of the level, step for step and after each bit of fresh noise.
     """
     sigmas = karras_sigmas(sampling.steps, sampling.sigma_min, sampling.sigma_max, sampling.rho).to(device)
     x = sigmas[0] * noise.draw((d,)).to(device)

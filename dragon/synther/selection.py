@@ -1,7 +1,7 @@
 """Which rows to keep: those that the fitted model, its dynamics or the real data make likely.
 
 Knows a fitted model and transitions. After the model-based experience selection of Gai, Wang & He (2023), "OER"
-(arXiv 2305.13804), section 4.1, which keeps the experience nearest to what a model of the transitions generates; the
+(arXiv 2305.13804), which keeps the experience nearest to what a model of the transitions generates; the
 three measures of nearness are ours.
 """
 

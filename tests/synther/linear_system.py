@@ -10,7 +10,7 @@ from dragon.synther import FitConfig, Transitions, Upsampler, fit
 
 A = np.array([[0.9, 0.2], [-0.2, 0.9]])
 B = np.array([[0.5, 0.3]])
-QUICK = FitConfig(width=64, inner=64, depth=2, max_steps=1200, batch_size=128, learning_rate=3e-3)
+QUICK = FitConfig(width=64, inner=64, depth=2, max_steps=1000, batch_size=128, learning_rate=3e-3)
 
 
 def after(observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
@@ -41,6 +41,6 @@ def scores(data: Transitions) -> np.ndarray:
 
 
 @functools.cache
-def fitted() -> Upsampler:
-    """A model of the system, with scores."""
-    return fit(system(), None, QUICK, scores=scores(system()))
+def fitted(scored: bool = False) -> Upsampler:
+    """A model of the system."""
+    return fit(system(), None, QUICK, scores=scores(system()) if scored else None)

@@ -18,7 +18,7 @@ from tests.synther.linear_system import system
 
 N = 200
 SPECS = [
-    TransitionSpec(kinds={"latents": "one_hot"}, flags=flags, coding=coding)  # type: ignore[arg-type]
+    TransitionSpec(kinds={"latents": "one_hot"}, flags=flags, coding=coding)
     for flags in ("condition", "column")
     for coding in ("residual", "plain")
 ]
@@ -186,7 +186,7 @@ def test_rows_of_another_kind_are_refused_with_their_row(changes: dict[str, floa
     ((name, value),) = changes.items()
     wrong = data.arrays()[name].copy()
     wrong[7] = value
-    other = replace(data, **{name: wrong})
+    other = replace(data, **dict[str, Any]({name: wrong}))
     if name == "actions":
         with pytest.raises(ConfigError, match=r"action 0 is 3 in row 7, outside its box \[-1, 2\]"):
             layout.widened(other)
@@ -228,7 +228,7 @@ def test_ridge_is_least_squares_where_rows_are_many() -> None:
     random = np.random.default_rng(0)
     inputs = random.standard_normal((500, 4)) * [1, 1e3, 1e-4, 0] + [0, 1e4, 0, 3]
     outputs = inputs @ (random.standard_normal((4, 2)) / [[1], [1e3], [1e-4], [1]]) + random.standard_normal((500, 2))
-    line = ridge(inputs, outputs)
+    line = ridge(inputs, np.asarray(outputs, dtype=np.float64))
     design = np.concatenate([np.ones((500, 1)), inputs[:, :3]], 1)
     expected = design @ np.linalg.lstsq(design, outputs, rcond=None)[0]
     np.testing.assert_allclose(line[0] + inputs @ line[1:], expected, atol=1e-3)

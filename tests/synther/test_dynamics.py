@@ -29,7 +29,8 @@ def real(environment: str, n: int = 60) -> Transitions:
             part.append(value)
         now = after
     env.close()
-    return Transitions(*(np.asarray(part) for part in found))
+    now, actions, rewards, after, terminals = (np.asarray(part) for part in found)
+    return Transitions(now, actions, rewards, after, terminals)
 
 
 @pytest.mark.parametrize("environment", ["HalfCheetah-v5", "Hopper-v5"])

@@ -16,7 +16,7 @@ from dragon.synther.likelihood import denoising_density, log_density
 from tests.synther.linear_system import QUICK, system
 
 COV = torch.tensor([[1.5, 0.6, 0.0], [0.6, 0.5, 0.1], [0.0, 0.1, 0.05]])
-MEAN = torch.tensor([0.5, -0.2, 0.1])
+MEAN = torch.zeros(3)  # as of standardised rows; the prior at sigma 80 has no other
 
 
 def gaussian(x: Tensor, sigma: Tensor, _: object) -> Tensor:
@@ -37,9 +37,9 @@ def rows(n: int = 40) -> Tensor:
 
 
 def test_a_gaussian_denoiser_gives_the_gaussian_density() -> None:
-    """To 2e-3 nats: what is left is the prior's variance, 6,401 for 6,400 and that of the data."""
+    """To 5e-3 nats: the flow is float32, and the prior has variance 6,401 for 6,400 and that of the data."""
     expected = torch.distributions.MultivariateNormal(MEAN, COV).log_prob(rows()).double()
-    torch.testing.assert_close(log_density(gaussian, rows()), expected, atol=2e-3, rtol=0)
+    torch.testing.assert_close(log_density(gaussian, rows()), expected, atol=5e-3, rtol=0)
 
 
 def test_a_mixture_integrates_to_one_and_is_its_density() -> None:
@@ -74,14 +74,13 @@ def test_denoising_errors_give_the_same_in_the_mean() -> None:
 
 
 def test_the_density_of_rows_is_in_data_units() -> None:
-    """Observations in a unit ten times as small: each of four numbers is ten times as dense... that is, as rare."""
+    """Observations in a unit eight times as small: each of the four numbers is spread over eight times as much."""
     data = replace(system(300), terminals=np.zeros(300, dtype=bool))
-    other = replace(data, observations=10 * data.observations, next_observations=10 * data.next_observations)
-    config = replace(QUICK, max_steps=100)
-    few = slice(0, 20)
+    other = replace(data, observations=8 * data.observations, next_observations=8 * data.next_observations)
+    config, few = replace(QUICK, max_steps=100), slice(0, 20)
     one = fit(data, None, config).log_density(data.rows(few), steps=16)
-    ten = fit(other, None, config).log_density(other.rows(few), steps=16)
-    np.testing.assert_allclose(one - ten, 4 * math.log(10), atol=0.1)
+    eight = fit(other, None, config).log_density(other.rows(few), steps=16)
+    np.testing.assert_allclose(one - eight, 4 * math.log(8), atol=0.01)
 
 
 def test_flags_count_with_their_share_of_the_data() -> None:

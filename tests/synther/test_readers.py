@@ -65,7 +65,7 @@ def test_d4rl_with_next_observations_keeps_every_step(tmp_path) -> None:
 def test_minari(tmp_path) -> None:
     for place in (tmp_path / "set" / "data", tmp_path / "flat"):
         place.mkdir(parents=True)
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for number in range(11):  # "episode_10" comes before "episode_2" in the file
             arrays |= {
                 f"episode_{number}/observations": walk(3, 100 * number),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dragon.errors import ConfigError
-from dragon.synther import fit, likelihoods, select
+from dragon.synther import Upsampler, fit, likelihoods, select
 from tests.synther.linear_system import QUICK, system
+
+
+@functools.cache
+def world() -> Upsampler:
+    return fit(system(2000), None, replace(QUICK, max_steps=600, predict_share=0.4))
 
 
 def test_by_hand() -> None:
@@ -30,8 +36,7 @@ def test_rows_with_a_wrong_reward_are_left_out(measure: str) -> None:
     wrong = np.arange(400) % 2 == 0
     rewards = new.rewards.copy()
     rewards[wrong] = np.roll(rewards[wrong], 1)
-    model = fit(data, None, replace(QUICK, max_steps=600, predict_share=0.4))
-    likely = likelihoods(model, replace(new, rewards=rewards), measure, data=data)  # type: ignore[arg-type]
+    likely = likelihoods(world(), replace(new, rewards=rewards), measure, data=data)  # type: ignore[arg-type]
     chance = wrong[select(likely, 0.5)].mean()
     assert chance < 1 / 3, f"{chance} of the rows kept are wrong; by chance one half would be"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +12,20 @@ from dragon.errors import ConfigError, DragonError, NotFinite, ShapeError
 from dragon.synther import Transitions, read_npz, write_npz
 
 
-def made(n: int = 4, **changes: object) -> Transitions:
+def made(n: int = 4, **changes: Any) -> Transitions:
     random = np.random.default_rng(0)
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "observations": random.standard_normal((n, 3)).astype(np.float32),
         "actions": random.uniform(-1, 1, (n, 2)),
         "rewards": random.standard_normal(n),
         "next_observations": random.standard_normal((n, 3)).astype(np.float32),
         "terminals": np.arange(n) % 3 == 2,
     }
-    return Transitions(**(values | changes))  # type: ignore[arg-type]
+    return Transitions(**(values | changes))
 
 
 def test_an_npz_gives_back_arrays_dtypes_box_and_blocks(tmp_path) -> None:
-    box = {"action_low": np.array([-1.0, -2.0]), "action_high": np.array([1.0, 2.0])}
+    box: dict[str, Any] = {"action_low": np.array([-1.0, -2.0]), "action_high": np.array([1.0, 2.0])}
     wrote = made(blocks={"latents": np.arange(8, dtype=np.int16).reshape(4, 2)}, **box)
     write_npz(wrote, tmp_path / "new" / "t.npz")
     read = read_npz(tmp_path / "new" / "t.npz")
@@ -40,7 +41,7 @@ def test_a_nan_is_refused_with_its_array_and_row(name: str) -> None:
     values = made().arrays()[name].copy()
     values[2] = np.nan
     with pytest.raises(NotFinite, match=f"{name} holds NaN or infinity in row 2"):
-        made(**{name: values})
+        made(**dict[str, Any]({name: values}))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_nan_is_refused_with_its_array_and_row(name: str) -> None:
         ({"action_low": np.array([0, np.nan])}, NotFinite, "action_low holds NaN for action 1"),
     ],
 )
-def test_refusals(changes: dict[str, object], kind: type[DragonError], message: str) -> None:
+def test_refusals(changes: dict[str, Any], kind: type[DragonError], message: str) -> None:
     with pytest.raises(kind, match=message):
         made(**changes)
 

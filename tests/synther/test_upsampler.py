@@ -54,7 +54,7 @@ def test_a_higher_score_gives_rows_of_a_higher_score() -> None:
 
     Guidance exaggerates; flags are those of rows of such scores.
     """
-    model, data = fitted(), system()
+    model, data = fitted(scored=True), system()
     means = [model.sample(1000, 0, score=s, sampling=FAST).observations[:, 1].mean() for s in (-1.5, 0.0, 1.5)]
     assert np.diff(means) == pytest.approx([0.75, 0.75], abs=0.25)
     guided = model.sample(1000, 0, score=1.5, guidance=2.0, sampling=FAST).observations[:, 1].mean()
@@ -95,7 +95,7 @@ def test_a_model_of_the_world() -> None:
 
 
 def test_a_stored_model_gives_the_same_rows(tmp_path) -> None:
-    model = fitted()
+    model = fitted(scored=True)
     model.save(tmp_path / "m")
     again = Upsampler.load(tmp_path / "m")
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == ["config.json", "model.safetensors"]
@@ -110,7 +110,7 @@ def test_a_stored_model_gives_the_same_rows(tmp_path) -> None:
 
 def test_a_model_grows_with_its_data() -> None:
     """The layout stays, but for bounds; the weights are where the fit begins."""
-    first, data = fitted(), system(5000, seed=2)
+    first, data = fitted(scored=True), system(5000, seed=2)
     rated = scores(data)
     training, layout, _ = prepare(data, TransitionSpec(), SHORT, scores=rated, start=first)
     assert torch.equal(training.net.end.weight, first.net.end.weight)
@@ -154,7 +154,7 @@ def test_the_published_sampling_runs() -> None:
 
 
 def test_refusals() -> None:
-    model, data = fitted(), system(100)
+    model, data = fitted(scored=True), system(100)
     for arguments, kind, message in (
         ({"n": 0}, ConfigError, "n is 0"),
         ({"n": 1, "seed": -1}, ConfigError, "seed is -1"),
@@ -164,7 +164,7 @@ def test_refusals() -> None:
         ({"n": 3, "flags": np.full((3, 1), 0.5)}, ConfigError, "flags hold other numbers"),
     ):
         with pytest.raises(kind, match=message):
-            model.sample(**arguments)  # type: ignore[arg-type]
+            model.sample(**arguments)
     with pytest.raises(ConfigError, match="fitted without"):
         fit(data, None, SHORT).sample(1, score=1.0)
     with pytest.raises(ConfigError, match="scores are 1 in every row"):
