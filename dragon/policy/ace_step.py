@@ -215,10 +215,11 @@ def _projected(network: Network, nothing: Cond, guidance: float, interval: tuple
     from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
     buffer = MomentumBuffer(momentum=_MOMENTUM)
+    everywhere = interval[0] <= 0 and interval[1] >= 1
 
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        way = 1 - float(time.reshape(-1)[0])
-        if not interval[0] <= way <= interval[1]:
+        # a look at the time would wait for the GPU
+        if not everywhere and not interval[0] <= 1 - float(time.reshape(-1)[0]) <= interval[1]:
             return network(z, time, cond)
         time = time.reshape(-1).expand(len(z))
         both = network(torch.cat([z, z]), torch.cat([time, time]), Cond.cat([cond, nothing])).float()

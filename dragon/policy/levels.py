@@ -43,10 +43,10 @@ class DiscreteTimes:
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         power = alphas_cumprod.double().cpu()
-        if (
-            power[-1] <= 0 or power[-1] >= power[-2]
-        ):  # some schedulers write 2^-24 for 0, which lies above its neighbours
-            power = torch.cat([power[:-1], (power[-2:-1] / 4).clamp(max=2.0**-24)])
+        # some schedulers write 2^-24 for 0, which lies above its neighbours; no `if`, where memory is only estimated
+        last, before = power[-1:], power[-2:-1]
+        low = torch.where((last <= 0) | (last >= before), (before / 4).clamp(max=2.0**-24), last)
+        power = torch.cat([power[:-1], low])
         self.table = ((1 - power) / power).sqrt()
 
     def time(self, sigma: Tensor) -> Tensor:

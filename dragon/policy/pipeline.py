@@ -310,8 +310,9 @@ def scheduled(
     if "generator" in inspect.signature(scheduler.step).parameters:
         extra["generator"] = noise.generators
     scale = getattr(scheduler, "scale_model_input", None)
-    for t in scheduler.timesteps.to(device):
-        output = network(scale(z, t) if scale else z, t, cond).float()
+    # the scheduler's own numbers stay where it has them: on a GPU each look at one would wait for all that is queued
+    for t, time in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
+        output = network(scale(z, t) if scale else z, time, cond).float()
         with torch.autocast(device.type, enabled=False):  # some schedulers multiply matrices
             z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
     return z
@@ -529,7 +530,7 @@ def _placed(pipe: Any, family: Family, device: torch.device, dtype: torch.dtype,
             freeze(part)
             wanted = dtype if name == family.part or name in family.text_parts else torch.float32
             if any(p.dtype != wanted for p in part.parameters()):
-                part.to(wanted)
+                nn.Module.to(part, wanted)  # diffusers' own warns of layers to keep in float32, even of none
                 if wanted == torch.float16:
                     _keep_single(part)
             part.to(torch.device("cpu") if offload and name in family.text_parts else device)
