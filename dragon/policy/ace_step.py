@@ -29,7 +29,7 @@ from dragon.diffusion import Flow, flow_time, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, at_peak, dtype_of, fresh
+from dragon.policy.pipeline import Network, at_peak, fresh
 
 _DEFAULT_SECONDS = 60.0
 _LYRIC_TOKENS = 2048
@@ -131,14 +131,13 @@ class AceStep:
 
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.transformer
-        time = time.reshape(-1).expand(len(z)).to(dtype_of(model))
         with self._padding.masked(cond.tensors["keep"]):
             output: Tensor = model(
-                z.to(dtype_of(model)),
+                z,
                 timestep=time,
                 timestep_r=time,
-                encoder_hidden_states=cond.tensors["states"].to(dtype_of(model)),
-                context_latents=self._context_on(z.device, dtype_of(model)).expand(len(z), -1, -1),
+                encoder_hidden_states=cond.tensors["states"],
+                context_latents=self._context_on(z.device).expand(len(z), -1, -1),
                 return_dict=False,
             )[0]
         return output
@@ -202,8 +201,8 @@ class AceStep:
         return at_peak(clips)
 
     @functools.lru_cache(maxsize=4)  # noqa: B019  as long-lived as the policy
-    def _context_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return self._context.to(device, dtype)
+    def _context_on(self, device: torch.device) -> Tensor:
+        return self._context.to(device)
 
 
 def _projected(network: Network, nothing: Cond, guidance: float, interval: tuple[float, float]) -> Network:
@@ -219,9 +218,8 @@ def _projected(network: Network, nothing: Cond, guidance: float, interval: tuple
 
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         # a look at the time would wait for the GPU
-        if not everywhere and not interval[0] <= 1 - float(time.reshape(-1)[0]) <= interval[1]:
+        if not everywhere and not interval[0] <= 1 - float(time[0]) <= interval[1]:
             return network(z, time, cond)
-        time = time.reshape(-1).expand(len(z))
         both = network(torch.cat([z, z]), torch.cat([time, time]), Cond.cat([cond, nothing])).float()
         conditional, null = both.chunk(2)
         output: Tensor = normalized_guidance(

@@ -31,7 +31,7 @@ from dragon.diffusion import Epsilon, Scaling, VPrediction
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 _SCALINGS = {"epsilon": Epsilon, "v_prediction": VPrediction}
 _TEXT_TOKENS = 128
@@ -111,10 +111,10 @@ class AudioLDM2:
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.unet
         output: Tensor = model(
-            z.to(dtype_of(model)),
-            time.reshape(-1).expand(len(z)),
-            encoder_hidden_states=cond.tensors["generated"].to(dtype_of(model)),
-            encoder_hidden_states_1=cond.tensors["text"].to(dtype_of(model)),
+            z,
+            time,
+            encoder_hidden_states=cond.tensors["generated"],
+            encoder_hidden_states_1=cond.tensors["text"],
             encoder_attention_mask_1=cond.tensors["mask"],
             return_dict=False,
         )[0]

@@ -21,7 +21,7 @@ from dragon.diffusion import ReversedFlow, Scaling, uniform_flow_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 _TEXT_TOKENS = 256
 
@@ -72,13 +72,12 @@ class LongCat:
         model, text = self._pipe.transformer, cond.tensors["text"]
         present = torch.arange(text.shape[1], device=text.device) < cond.tensors["length"][:, None]
         self._padding = ~present[:, :, None]
-        z = z.to(dtype_of(model))
         try:
             output: Tensor = model(
                 z,
-                text.to(dtype_of(model)),
+                text,
                 present,
-                (time / self._last_time).reshape(-1).expand(len(z)),
+                time / self._last_time,
                 latent_cond=torch.zeros_like(z),  # an example to continue; none
                 return_dict=False,
             )[0]

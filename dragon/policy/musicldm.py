@@ -24,7 +24,7 @@ from dragon.diffusion import Epsilon
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 
 class MusicLDM:
@@ -75,10 +75,10 @@ class MusicLDM:
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.unet
         output: Tensor = model(
-            z.to(dtype_of(model)),
-            time.reshape(-1).expand(len(z)),
+            z,
+            time,
             encoder_hidden_states=None,
-            class_labels=cond.tensors["text"].to(dtype_of(model)),
+            class_labels=cond.tensors["text"],
             return_dict=False,
         )[0]
         return output

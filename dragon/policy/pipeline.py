@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
-"""(input (b, *d), time () or (b,), condition) -> the network's own output (b, *d)."""
+"""(input (b, *d), time (b,), condition) -> the network's own output (b, *d)."""
 
 Loudness = Literal["pipeline", "decoded", "peak"]
 PEAK = 10 ** (-1 / 20)  # -1 dBFS
@@ -92,7 +92,7 @@ class Family(Protocol):
         ...
 
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        """(b, *d) output for the input z (b, *d) at time () or (b,)."""
+        """(b, *d) output for the input z (b, *d) at time (b,)."""
         ...
 
     def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
@@ -312,7 +312,7 @@ def scheduled(
     scale = getattr(scheduler, "scale_model_input", None)
     # the scheduler's own numbers stay where it has them: on a GPU each look at one would wait for all that is queued
     for t, time in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
-        output = network(scale(z, t) if scale else z, time, cond).float()
+        output = network(scale(z, t) if scale else z, time.expand(len(z)), cond).float()
         with torch.autocast(device.type, enabled=False):  # some schedulers multiply matrices
             z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
     return z
@@ -325,9 +325,11 @@ def fresh(scheduler: Any) -> Any:
     return type(scheduler).from_config(settings)
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Number format of the network's own weights; diffusers' `model.dtype` looks through every layer at each call."""
-    return next(model.parameters()).dtype
+def set_to(scheduler: Any, *steps: int, **times: Any) -> Any:
+    """A `fresh` scheduler, its times set: the arguments are those of `set_timesteps`."""
+    made = fresh(scheduler)
+    made.set_timesteps(*steps, **times)
+    return made
 
 
 def classifier_free(network: Network, empty: Cond, guidance: float) -> Network:

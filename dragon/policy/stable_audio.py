@@ -20,7 +20,7 @@ from dragon.diffusion import VPrediction
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.levels import cosine_draws
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 
 class StableAudio:
@@ -58,10 +58,10 @@ class StableAudio:
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model, text, seconds = self._pipe.transformer, cond.tensors["text"], cond.tensors["seconds"]
         output: Tensor = model(
-            z.to(dtype_of(model)),
-            time.reshape(-1).expand(len(z)).to(dtype_of(model)),
-            encoder_hidden_states=text.to(dtype_of(model)),
-            global_hidden_states=seconds.to(dtype_of(model)),
+            z,
+            time,
+            encoder_hidden_states=text,
+            global_hidden_states=seconds,
             rotary_embedding=self._rotary(z.shape[2] + seconds.shape[1], z.device),
             return_dict=False,
         )[0]

@@ -26,7 +26,7 @@ from dragon.errors import ConfigError
 from dragon.faults import TrainsBadly
 from dragon.media import Cond
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 
 class StableAudio3:
@@ -60,10 +60,10 @@ class StableAudio3:
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model, tensors = self._pipe.transformer, cond.tensors
         output: Tensor = model(
-            z.to(dtype_of(model)),
-            time.reshape(-1).expand(len(z)),
-            encoder_hidden_states=tensors["text"].to(dtype_of(model)),
-            global_hidden_states=tensors["seconds"].to(dtype_of(model)),
+            z,
+            time,
+            encoder_hidden_states=tensors["text"],
+            global_hidden_states=tensors["seconds"],
             encoder_attention_mask=tensors["mask"],
             return_dict=False,
         )[0]

@@ -22,7 +22,7 @@ from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.images import CLIPPED, clipped, in_latents
 from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 _PREDICTIONS: dict[str, type[Epsilon | VPrediction | Clean]] = {
     "epsilon": Epsilon,
@@ -71,11 +71,10 @@ class StableDiffusion:
 
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.unet
-        # the time stays in float32: bfloat16 has no 999
         output: Tensor = model(
-            z.to(dtype_of(model)),
-            time.reshape(-1).expand(len(z)),
-            encoder_hidden_states=cond.tensors["text"].to(dtype_of(model)),
+            z,
+            time,
+            encoder_hidden_states=cond.tensors["text"],
             return_dict=False,
         )[0]
         return output
@@ -127,8 +126,7 @@ def _rescaled(network: Network, empty: Cond, guidance: float, share: float) -> N
     """Classifier-free guidance whose output has, by `share`, the spread of the unguided one: Lin, section 3.4."""
 
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        times = time.reshape(-1).expand(len(z))
-        both = network(torch.cat([z, z]), torch.cat([times, times]), Cond.cat([cond, empty]))
+        both = network(torch.cat([z, z]), torch.cat([time, time]), Cond.cat([cond, empty]))
         with_cond, without = both.chunk(2)
         output = without + guidance * (with_cond - without)
         ratio = with_cond.flatten(1).std(1) / output.flatten(1).std(1)

@@ -20,7 +20,7 @@ from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.images import CLIPPED, clipped, in_latents
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, dtype_of, fresh
+from dragon.policy.pipeline import Network, classifier_free, fresh
 
 _TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _MOST_TOKENS = 512
@@ -78,12 +78,11 @@ class StableDiffusion3:
 
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model = self._pipe.transformer
-        # the time stays in float32: bfloat16 has no 999
         output: Tensor = model(
-            hidden_states=z.to(dtype_of(model)),
-            timestep=time.reshape(-1).expand(len(z)),
-            encoder_hidden_states=cond.tensors["text"].to(dtype_of(model)),
-            pooled_projections=cond.tensors["pooled"].to(dtype_of(model)),
+            hidden_states=z,
+            timestep=time,
+            encoder_hidden_states=cond.tensors["text"],
+            pooled_projections=cond.tensors["pooled"],
             return_dict=False,
         )[0]
         return output

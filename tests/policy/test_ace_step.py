@@ -185,7 +185,7 @@ def test_guidance_carries_momentum_within_a_rollout_and_not_over_to_the_next():
     z = torch.randn(1, *family.event_shape, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         for t in scheduler.timesteps:
-            z = scheduler.step(family.guided(cond, empty, 6.0)(z, t, cond), t, z, return_dict=False)[0]
+            z = scheduler.step(family.guided(cond, empty, 6.0)(z, t[None], cond), t, z, return_dict=False)[0]
     assert difference(z, first) > 1e-3
 
 
@@ -193,7 +193,7 @@ def test_a_guided_step_is_orthogonal_to_the_conditional_output_over_time():
     family = AceStep(tiny(), **ace_step.OPTIONS)
     with torch.no_grad():
         cond = Cond.cat([family.encode(prompt, torch.device("cpu")) for prompt in PROMPTS])
-        z, time = torch.randn(3, *family.event_shape, generator=torch.Generator().manual_seed(0)), torch.tensor(0.8)
+        z, time = torch.randn(3, *family.event_shape, generator=torch.Generator().manual_seed(0)), torch.full((3,), 0.8)
         plain = family.network(z, time, cond)
         change = family.guided(cond, cond, 3.0)(z, time, cond) - plain
     assert change.norm() > 1e-2

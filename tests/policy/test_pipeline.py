@@ -31,7 +31,6 @@ from dragon.policy.pipeline import (
     at_peak,
     class_name,
     classifier_free,
-    dtype_of,
     load,
     scheduled,
 )
@@ -487,7 +486,7 @@ def test_a_scheduler_that_scales_its_input_and_draws_nothing_is_driven_too():
     found = scheduled(Plain(), network, conditions(1), [3], (2,), CPU)
     z = 4 * torch.randn(1, 2, generator=Generator().manual_seed(3))
     torch.testing.assert_close(seen[0][0], z / 10)
-    assert seen[0][1] == 10 and seen[0][1].shape == ()
+    assert seen[0][1].tolist() == [10]
     torch.testing.assert_close(found, 0.9 * 0.9 * z)
 
 
@@ -600,23 +599,6 @@ def test_equal_blocks_are_compiled_one_by_one_and_unequal_ones_together(folder, 
     assert compiled(policy(folder)) == []
     tiny_pipeline("stable_diffusion", tmp_path)
     assert compiled(PipelinePolicy(tmp_path, rank=2, compile=True)) == [""]
-
-
-def test_the_number_format_is_read_without_looking_at_every_layer(folder, monkeypatch):
-    """diffusers' `dtype` walks the network, and with LoRA in it that took 8 % of a roll-out."""
-    made, looked = policy(folder), []
-    module = made._backbone._pipe.transformer
-    assert dtype_of(module) == module.dtype == torch.float32
-    assert dtype_of(module.to(torch.bfloat16)) == module.dtype == torch.bfloat16
-    module.float()
-
-    def noted(self: nn.Module) -> torch.dtype:
-        looked.append(self)
-        return dtype_of(self)
-
-    monkeypatch.setattr(type(module), "dtype", property(noted))
-    made.generate(PROMPTS[:1], [1], steps=3, guidance=2.0)
-    assert len(looked) <= 3  # by the network itself
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def two_steps(
         times = scheduler.timesteps.tolist()[:2]
     z = torch.randn(len(seeds), *shape, device=device)
     for time in times:
-        z = z - network(z, torch.tensor(time, device=device), cond).float()
+        z = z - network(z, torch.full((len(z),), time, device=device), cond).float()
     return z
 
 
