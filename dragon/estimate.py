@@ -89,7 +89,7 @@ def estimate(config: TrainConfig, *, processes: int = 1, sharded: bool = False) 
     with _quiet(), weightless.moved_by_replacement():
         wanted = weightless.sizes(folder)
         kind = str(options.pop("family", "") or wanted.kind)
-        common = {key: options.pop(key) for key in _COMMON & options.keys()}
+        common = {key: options.pop(key) for key in OF_EVERY_PIPELINE & options.keys()}
         made_by = family_of(kind, options)
         conds, low = _conditions(weightless.flat(wanted, folder), made_by)
         weights = DTYPES.get(str(common.get("weights", "float32")), torch.float32)
@@ -111,7 +111,10 @@ def estimate(config: TrainConfig, *, processes: int = 1, sharded: bool = False) 
 
 
 _NOTHING_TO_MEMORY = ("revision", "variant", "compile")
-_COMMON = {p.name for p in inspect.signature(PipelinePolicy).parameters.values() if p.kind is not p.VAR_KEYWORD}
+OF_EVERY_PIPELINE = {
+    p.name for p in inspect.signature(PipelinePolicy).parameters.values() if p.kind is not p.VAR_KEYWORD
+}
+"""Options that belong to no family."""
 
 
 def _conditions(pipe: Any, made_by: Callable[[Any], Family]) -> tuple[list[Cond], set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,27 @@ from dragon.media import Generation
 from dragon.policy.sizes import PUBLISHED
 from dragon.policy.weightless import sizes
 from dragon.pool import PairPool
-from tiny_pipelines import family
+from tiny_pipelines import families, family, tiny_pipeline
 
 MB = 2**20
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Stable Audio with a transformer whose activations are larger than what else a test allocates."""
-    from diffusers import StableAudioDiTModel
+    """Stable Audio whose transformer and decoder take more than what else a test allocates."""
+    from diffusers import AutoencoderOobleck, StableAudioDiTModel
 
     pipe = family("stable_audio").tiny()
     pipe.register_modules(
+        vae=AutoencoderOobleck(
+            encoder_hidden_size=4,
+            downsampling_ratios=[2, 4],
+            decoder_channels=32,
+            decoder_input_channels=4,
+            audio_channels=2,
+            channel_multiples=[1, 2],
+            sampling_rate=800,
+        ),
         transformer=StableAudioDiTModel(
             sample_size=512,
             in_channels=4,
@@ -46,14 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
             time_proj_dim=8,
             global_states_input_dim=12,
             cross_attention_input_dim=6,
-        )
+        ),
     )
     place = tmp_path_factory.mktemp("pipeline")
     pipe.save_pretrained(str(place))
     return str(place)
 
 
-def config(folder: str, micro: int = 4, tuning: str = "lora", batch: int = 4, **options: Any) -> TrainConfig:
+def config(
+    folder: str, micro: int = 4, tuning: str = "lora", batch: int = 4, pairs: int = 8, **options: Any
+) -> TrainConfig:
     return from_dict(
         {
             "prompts": "mini:train",
@@ -62,7 +74,7 @@ def config(folder: str, micro: int = 4, tuning: str = "lora", batch: int = 4, **
             "tuning": {"kind": tuning, "rank": 4},
             "rewards": [{"name": "random"}],
             "rollout": {"prompts_per_step": 4, "steps": 2, "guidance": 3.0, "batch_size": batch},
-            "update": {"pairs_per_update": 8, "micro_batch_size": micro},
+            "update": {"pairs_per_update": pairs, "micro_batch_size": micro},
         }
     )
 
@@ -72,15 +84,18 @@ def growth(work: Any) -> int:
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         work()
-    most, todo = 0, list(found.profiler.kineto_results.experimental_event_tree())  # type: ignore[union-attr]
+    todo, seen = list(found.profiler.kineto_results.experimental_event_tree()), []
     while todo:
         event = todo.pop()
         todo += event.children
         if event.tag == _EventType.Allocation:
-            most = max(most, event.extra_fields.total_allocated)
-    return most
+            seen.append((event.start_time_ns, event.extra_fields.alloc_size, event.extra_fields.total_allocated))
+    _, size, total = min(seen)
+    # the profiler's total goes on from an earlier look of this process
+    return int(max(seen, key=lambda one: one[2])[2] - (total - size))
 
 
 def parts_at_rest(found: Estimate) -> int:
@@ -113,8 +128,15 @@ def learner(wanted: TrainConfig) -> tuple[Learner, PairPool]:
     return made, PairPool(*sides)
 
 
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("tuning", "checkpointed"),
+    [
+        ("lora", False),
+        ("full", True),
+        pytest.param("lora", True, marks=pytest.mark.slow),
+        pytest.param("full", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_peak_of_an_update_is_what_was_told(folder: str, tuning: str, checkpointed: bool) -> None:
     wanted = config(folder, tuning=tuning, gradient_checkpointing=checkpointed)
     told = estimate(wanted)
@@ -127,12 +149,14 @@ def test_the_peak_of_an_update_is_what_was_told(folder: str, tuning: str, checkp
     assert measured == pytest.approx(expected, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_call_in_bfloat16_is_what_was_told(folder: str) -> None:
-    wanted = config(folder, weights="bfloat16", precision="bfloat16")
+    wanted = config(folder, micro=1, pairs=2, weights="bfloat16", precision="bfloat16")
     told = estimate(wanted)
     made, pool = learner(wanted)
     made.update(pool, torch.Generator().manual_seed(0), 1e-4)
     measured = growth(lambda: made.update(pool, torch.Generator().manual_seed(1), 1e-4))
+    assert measured > 5 * MB
     assert measured == pytest.approx(told.stages["training"] - parts_at_rest(told), rel=0.2)
 
 
@@ -167,7 +191,7 @@ def test_checkpointing_lora_and_bfloat16_each_take_less(folder: str) -> None:
 
 
 def test_on_a_gpu_autocast_keeps_norms_in_float32_and_the_text_encoder_is_off_the_device(folder: str) -> None:
-    options = {"weights": "bfloat16", "precision": "bfloat16"}
+    options: dict[str, Any] = {"weights": "bfloat16", "precision": "bfloat16"}
     here = estimate(config(folder, **options))
     wanted = from_dict({**_plain(config(folder, **options)), "device": "cuda"})
     there = estimate(wanted)  # no GPU is needed for it
@@ -210,7 +234,17 @@ def test_a_folder_gives_the_sizes_of_its_config_files(folder: str) -> None:
     pipe = build_policy(config(folder))._backbone._pipe  # type: ignore[attr-defined]
     real = {n: sum(p.nbytes for p in m.parameters()) for n, m in pipe.components.items() if isinstance(m, nn.Module)}
     for name, size in real.items():
-        assert told.parts[name] == pytest.approx(size, rel=0.15, abs=20_000), name  # each tensor is rounded up
+        assert told.parts[name] == pytest.approx(size, rel=0.25, abs=20_000), name  # each tensor is rounded up
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", families())
+def test_every_family_can_be_told(name: str, tmp_path: Path) -> None:
+    made = tiny_pipeline(name, tmp_path)
+    wanted = _plain(config(str(tmp_path), **made.OPTIONS))
+    wanted["rollout"]["guidance"] = made.GUIDANCE
+    told = estimate(from_dict(wanted))
+    assert told.stages["training"] > told.stages["all clips"] - told.kept["clips of a step"] > 0
 
 
 def test_what_cannot_be_told_is_refused(folder: str) -> None:

@@ -91,7 +91,7 @@ def moved_by_replacement() -> Iterator[None]:
         return self
 
     own = nn.Module._apply
-    nn.Module._apply = apply  # type: ignore[assignment, method-assign]
+    nn.Module._apply = apply  # type: ignore[method-assign]
     try:
         yield
     finally:
