@@ -21,7 +21,7 @@ from dragon.errors import NotFinite, ShapeError
 class Media:
     """A batch of clips of one medium, with the prompts they answer.
 
-    tensor: (b, c, t) audio or (b, c, h, w) images, float32 in [-1, 1].
+    tensor: (b, c, t) audio or (b, c, h, w) images, float32; full scale is [-1, 1], which some models' audio exceeds.
     rate: samples a second (Hz) of audio; None for images.
     columns: the prompt file's other columns, one value a row, passed on to rewards.
     """
@@ -85,6 +85,15 @@ class Cond:
     def to(self, device: torch.device) -> Cond:
         """The conditions on `device`."""
         return Cond({k: v.to(device) for k, v in self.tensors.items()})
+
+    def repeated(self, count: int) -> Cond:
+        """One row as `count` rows that share its memory."""
+        return Cond({k: v.expand(count, *v.shape[1:]) for k, v in self.tensors.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(v.nbytes for v in self.tensors.values())
 
     @staticmethod
     def cat(parts: Sequence[Cond]) -> Cond:

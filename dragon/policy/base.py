@@ -29,7 +29,7 @@ from dragon.protocols import Noising, Precision
 Sampler = Literal["euler", "heun", "dpmpp_2m"]
 _SAMPLERS = {"euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CACHED_PROMPTS = 4096
+_REMEMBERED = 2 * 1024**3  # bytes
 
 
 class Backbone(Protocol):
@@ -55,11 +55,12 @@ class Backbone(Protocol):
     def device(self) -> torch.device: ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[Cond]:
-        """Condition of each prompt, one row, whatever the others are; "" is guidance's empty condition. No gradient."""
+        """Condition of each prompt, one row, whatever the others are; No gradient."""
         ...
 
     def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
-        """(b, *d) one clean sample a row of `cond`, guided away from `empty`; see `solve`. Called without gradient."""
+        """(b, *d) one clean sample a row of `cond`, guided away from `empty`, the encoded negative prompt; see
+        `solve`. Called without gradient."""
         ...
 
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -77,9 +78,12 @@ class DiffusionPolicy:
     precision: "bfloat16" and "float16" run the network under autocast, in roll-outs and in `predict`; trained weights,
     latents, predictions, losses and the optimiser's state stay float32. With float16 the learner scales the loss. On a
     CPU without instructions for them both are slower than float32, and a warning says so.
+    negative: the prompt that guidance leads away from; "" is the empty one.
     """
 
-    def __init__(self, backbone: Backbone, tuning: Tuning, *, precision: Precision = "float32") -> None:
+    def __init__(
+        self, backbone: Backbone, tuning: Tuning, *, precision: Precision = "float32", negative: str = ""
+    ) -> None:
         if precision not in DTYPES:
             raise ConfigError(f"precision is {precision!r}; expected one of {list(DTYPES)}")
         if backbone.device.type == "cpu" and not fast_on_this_cpu(precision):
@@ -90,6 +94,7 @@ class DiffusionPolicy:
             )
         self._backbone, self._tuning = backbone, tuning
         self.precision: Precision = precision
+        self._negative = negative
         self._encoded: OrderedDict[str, Cond] = OrderedDict()
 
     @property
@@ -103,20 +108,34 @@ class DiffusionPolicy:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Cond:
-        """Conditions of `prompts`; row i belongs to prompt i. The last few thousand prompts are remembered, on the CPU.
+        """Conditions of `prompts`; row i belongs to prompt i.
 
-        Each prompt is encoded by itself: a resumed run, whose memory is empty, then gets the same bits.
+        Each prompt is encoded by itself: a resumed run, whose memory is empty, then gets the same bits. The prompts
+        used last are remembered on the CPU, in 2 GB.
         """
         if not prompts:
             raise ShapeError("no prompts to encode; expected at least one")
+        return self._together(prompts, self._each(prompts))
+
+    def _each(self, prompts: Sequence[str]) -> dict[str, Cond]:
+        """One row a different prompt, on the CPU."""
         rows = {prompt: self._encoded[prompt] for prompt in prompts if prompt in self._encoded}
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in rows]
         if new:
             for prompt, cond in zip(new, self._backbone.encode_prompts(new), strict=True):
                 self._encoded[prompt] = rows[prompt] = cond.to(torch.device("cpu"))
-        while len(self._encoded) > _CACHED_PROMPTS:
+        for prompt in rows:
+            self._encoded.move_to_end(prompt)
+        size = next(iter(rows.values())).nbytes  # all prompts' shapes are one
+        while len(self._encoded) * size > _REMEMBERED:
             self._encoded.popitem(last=False)
-        return Cond.cat([rows[prompt] for prompt in prompts]).to(self._backbone.device)
+        return rows
+
+    def _together(self, prompts: Sequence[str], rows: Mapping[str, Cond]) -> Cond:
+        """Sent to the device once, however often a prompt occurs."""
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+        unique = Cond.cat([rows[prompt] for prompt in places]).to(self._backbone.device)
+        return unique.rows([places[prompt] for prompt in prompts])
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], *, steps: int, guidance: float) -> Generation:
@@ -130,8 +149,9 @@ class DiffusionPolicy:
             raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one a prompt")
         if steps < 1 or not guidance >= 0:
             raise ConfigError(f"steps is {steps} and guidance {guidance}; expected steps >= 1 and guidance >= 0")
-        cond = self.encode(prompts)
-        empty = self.encode([""]).rows([0] * len(prompts))
+        rows = self._each([*prompts, self._negative])  # in one call: text encoders come to the device once
+        cond = self._together(prompts, rows)
+        empty = self._together([self._negative], rows).repeated(len(prompts))
         with self._autocast():
             latents = self._backbone.rollout(cond, empty, seeds, steps=steps, guidance=guidance).float()
         broken = (~latents.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
@@ -232,9 +252,8 @@ def solve(
     device: torch.device,
 ) -> Tensor:
     """(b, *d) clean samples: the noise of each seed, solved along `sigmas` (steps + 1,), the last of which is 0."""
-    sigmas = sigmas.to(device)
     noise = SeededNoise(seeds).draw(event_shape).to(device, torch.float32)
-    return last(_SAMPLERS[sampler](denoise, sigmas[0] * noise, sigmas, cond))
+    return last(_SAMPLERS[sampler](denoise, float(sigmas[0]) * noise, sigmas, cond))
 
 
 def torch_device(name: str) -> torch.device:

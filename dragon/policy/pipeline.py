@@ -15,7 +15,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
@@ -126,7 +127,7 @@ class PipelinePolicy(DiffusionPolicy):
     folder: a folder that `save_pretrained` wrote, or a hub name; a loaded pipeline is taken over (moved to the device,
     its denoiser changed). family: "" recognises it by the pipeline's class; else the class's name, or "module:Name" or
     "file.py:Name" of a `Family` of your own, or one that was made of the loaded pipeline. revision, variant: as
-    `from_pretrained` has them.
+    `from_pretrained` has them; of a branch of the hub the commit is recorded (`settings`).
     tuning, rank, alpha, targets, adapter_seed: see `LoraTuning` (empty targets: the family's) and `FullTuning`.
     sampler: "pipeline" is the pipeline's own scheduler; the others solve the same times by `dragon.diffusion`.
     precision: see `DiffusionPolicy`. weights: number format of what is not trained, the decoder always in float32; of
@@ -175,14 +176,20 @@ class PipelinePolicy(DiffusionPolicy):
         on = torch_device(device)
         if isinstance(folder, str | os.PathLike):
             folder = os.path.expanduser(os.fspath(folder))
-        kind = family if isinstance(family, str) and family else class_name(folder, revision)
+        source = stored(folder, revision) if isinstance(folder, str) else None
+        kind = source.kind if source else type(folder).__name__
         if isinstance(family, str):
-            made_by = family_of(kind, options)
-            without = getattr(made_by.func, "unused", ())
-            pipe = load(folder, kind, revision, variant, without) if isinstance(folder, str) else folder
+            made_by = family_of(family or kind, options)
+            if source:
+                formats = _formats(source, made_by.func, DTYPES[weights])
+                pipe = load(source, variant, getattr(made_by.func, "unused", ()), formats)
+            else:
+                pipe = cast("DiffusionPipeline", folder)
             own: Family = made_by(pipe)
         else:
             pipe, own = cast("DiffusionPipeline", folder), family
+        if sampler == "pipeline":
+            check_scheduler(pipe.scheduler)
         module = _placed(pipe, own, on, DTYPES[weights], offload)
         _set_checkpointing(own, module, gradient_checkpointing)
         part: Tuning
@@ -207,9 +214,10 @@ class PipelinePolicy(DiffusionPolicy):
         )
         super().__init__(backbone, part, precision=precision)
         self.settings: Mapping[str, object] = {
-            "pipeline": str(pipe.config.get("_name_or_path") or folder) if isinstance(folder, str) else kind,
+            "pipeline": source.folder if source else kind,
+            "commit": source.commit if source else None,
             "family": own.name,
-            "sampler": sampler if sampler != "pipeline" else type(own.schedule(1)).__name__,
+            "sampler": sampler if sampler != "pipeline" else type(pipe.scheduler).__name__,
             "weights": weights,
             "loudness": own.loudness if loudness == "pipeline" else _LOUDNESS[loudness],
             "rate": own.rate,
@@ -281,15 +289,26 @@ class PipelineBackbone:
 
     @contextmanager
     def _text_parts(self) -> Iterator[None]:
-        """Inside it they are on the device; afterwards on the CPU again if they are to be off it."""
-        moved = [getattr(self._pipe, name) for name in self._family.text_parts] if self._offload else []
-        try:
-            for part in moved:
-                part.to(self.device)
+        """Inside it they are on the device; afterwards on the CPU again, if they are to be off it."""
+        with ExitStack() as stack:
+            for name in self._family.text_parts if self._offload else ():
+                stack.enter_context(_on_loan(getattr(self._pipe, name), self.device))
             yield
-        finally:
-            for part in moved:
-                part.to("cpu")
+
+
+@contextmanager
+def _on_loan(part: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside it the part is on the device; afterwards its tensors are those from before, which are not copied back."""
+    tables = [(table, dict(table)) for module in part.modules() for table in (module._parameters, module._buffers)]
+    values = [(p, p.data) for p in part.parameters()]
+    try:
+        part.to(device)
+        yield
+    finally:
+        for table, before in tables:
+            table.update(before)  # type: ignore[arg-type]
+        for p, value in values:
+            p.data = value
 
 
 def scheduled(
@@ -302,13 +321,17 @@ def scheduled(
 ) -> Tensor:
     """(b, *d) clean samples by a diffusers scheduler whose times are set, as the pipelines' own calls make them.
 
-    One generator a sample, which the first noise and a stochastic scheduler's own both come from.
+    One generator a sample, which the first noise and a stochastic scheduler's own both come from. A scheduler of
+    Brownian paths (Stable Audio's) draws them on the samples' device: its samples differ between a CPU and a GPU.
+
+    Raises:
+        ConfigError: the scheduler draws noise and cannot be given generators.
     """
+    check_scheduler(scheduler)
     noise = SeededNoise(seeds)
     z = noise.draw(event_shape).to(device, torch.float32) * getattr(scheduler, "init_noise_sigma", 1.0)
-    extra: dict[str, object] = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        extra["generator"] = noise.generators
+    possible: dict[str, object] = {"generator": noise.generators, "eta": 0.0}  # as the pipelines' own calls have it
+    extra = {name: possible[name] for name in possible.keys() & inspect.signature(scheduler.step).parameters.keys()}
     scale = getattr(scheduler, "scale_model_input", None)
     # the scheduler's own numbers stay where it has them: on a GPU each look at one would wait for all that is queued
     for t, time in zip(scheduler.timesteps, scheduler.timesteps.to(device), strict=True):
@@ -316,6 +339,15 @@ def scheduled(
         with torch.autocast(device.type, enabled=False):  # some schedulers multiply matrices
             z = scheduler.step(output, t, z, return_dict=False, **extra)[0]
     return z
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raises ConfigError if the scheduler's noise cannot come from the samples' seeds."""
+    if hasattr(scheduler, "noise_sampler") and "generator" not in inspect.signature(scheduler.step).parameters:
+        raise ConfigError(
+            f"the pipeline's scheduler is a {type(scheduler).__name__}, whose noise does not come from the samples' "
+            "seeds; set sampler to dpmpp_2m, or give the pipeline another scheduler"
+        )
 
 
 def fresh(scheduler: Any) -> Any:
@@ -346,51 +378,71 @@ def at_peak(clips: Tensor) -> Tensor:
 # ---- finding and loading
 
 
-def class_name(folder: str | DiffusionPipeline, revision: str | None = None) -> str:
-    """The pipeline's class, as model_index.json has it.
+@dataclass(frozen=True)
+class Stored:
+    """A pipeline that can be read. index: its model_index.json. commit: of the hub's repository; None if not known.
+
+    cached: the hub cannot be asked, and only what it gave earlier is there.
+    """
+
+    folder: str
+    index: Mapping[str, Any]
+    commit: str | None = None
+    cached: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Name of its class."""
+        return str(self.index["_class_name"])
+
+
+def stored(folder: str, revision: str | None = None) -> Stored:
+    """What lies in a folder or under a hub name; of a branch of the hub the present commit.
 
     Raises:
         ConfigError: no such folder or hub name, or no pipeline in it.
     """
-    if not isinstance(folder, str):
-        return type(folder).__name__
     from diffusers import DiffusionPipeline
 
-    if os.path.isfile(folder) or (
-        os.path.isdir(folder) and not os.path.isfile(os.path.join(folder, "model_index.json"))
-    ):
+    local = os.path.isdir(folder)
+    if os.path.isfile(folder) or (local and not os.path.isfile(os.path.join(folder, "model_index.json"))):
         raise ConfigError(
             f"{folder!r} {'is a file' if os.path.isfile(folder) else 'holds no model_index.json'}; expected the folder "
             f"of a pipeline, as save_pretrained writes it (for a checkpoint in another format see {OWN_MODEL})"
         )
-    if not os.path.isdir(folder) and not _HUB_NAME.fullmatch(folder):
+    if not local and not _HUB_NAME.fullmatch(folder):
         raise ConfigError(
             f"no pipeline {folder!r}: there is no such folder (looked in {os.getcwd()}), and no hub name is written "
             "so; expected a folder that save_pretrained wrote, or owner/name"
         )
-    why_not = _hub_unreachable(folder, revision)
+    commit, why_not = (None, "") if local else _commit(folder, revision)
     try:
-        index = DiffusionPipeline.load_config(folder, revision=revision, local_files_only=bool(why_not))
+        index = DiffusionPipeline.load_config(folder, revision=commit or revision, local_files_only=bool(why_not))
     except (OSError, ValueError) as error:
-        if why_not:
+        if local:
+            reason, advice = f"its model_index.json cannot be read ({error})", "save or download the pipeline again"
+        elif why_not:
             reason = f"it is neither a folder here nor in the hub's cache, and the hub cannot be asked ({why_not})"
             advice = "download it where there is a network, or give the path of a folder"
+        elif _gated(error):
+            reason, advice = "the hub gives it to those who accepted its licence", _accept(folder)
         else:
             reason = f"it is no folder here, and the hub gave {type(error).__name__}: {str(error).splitlines()[0]}"
-            advice = "check the name, or log in if its licence asks for it (hf auth login)"
-        if os.path.isdir(folder):
-            reason, advice = f"its model_index.json cannot be read ({error})", "save or download the pipeline again"
+            advice = "check the name and the revision, or log in if it is a private one (hf auth login)"
         raise ConfigError(f"no pipeline {folder!r}: {reason}; {advice}") from error
-    found = index.get("_class_name") if isinstance(index, Mapping) else None
-    if not isinstance(found, str):
+    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name"), str):
         raise ConfigError(f"model_index.json of {folder!r} names no _class_name; save the pipeline again")
-    return found
+    return Stored(folder, index, None if local else commit or revision, bool(why_not))
 
 
 def load(
-    folder: str, kind: str, revision: str | None = None, variant: str | None = None, without: Sequence[str] = ()
+    source: Stored,
+    variant: str | None = None,
+    without: Sequence[str] = (),
+    formats: Mapping[str, torch.dtype] | None = None,
 ) -> DiffusionPipeline:
-    """The pipeline of class `kind`, its parts on the CPU in float32; those called `without` are not even read.
+    """The pipeline, its parts on the CPU; those called `without` are not even read. formats: of parts read in another
+    number format than float32.
 
     Raises:
         ConfigError: a file is missing or damaged, or a component cannot be made. MissingExtra: it needs a package.
@@ -398,22 +450,25 @@ def load(
     import diffusers
     from diffusers import DiffusionPipeline
 
-    given: dict[str, Any] = {"revision": revision, "local_files_only": bool(_hub_unreachable(folder, revision))}
+    what = f"{source.kind} {source.folder!r}"
+    # parts that were saved as absent: diffusers wants to be told so again
+    absent = [*without, *(name for name, made_by in source.index.items() if made_by == [None, None])]
+    given: dict[str, Any] = dict.fromkeys(absent) | ({} if variant is None else {"variant": variant})
+    # By its own class: the base class does not know which parts may be absent, and would read them all the same.
+    own = getattr(diffusers, source.kind, DiffusionPipeline)
     try:
-        index = DiffusionPipeline.load_config(folder, **given)
-        # parts that were saved as absent: diffusers wants to be told so again
-        absent = dict.fromkeys([*without, *(name for name, made_by in index.items() if made_by == [None, None])])
-        if variant is not None:
-            given["variant"] = variant
-        # By its own class: the base class does not know which parts may be absent, and would read them all the same.
-        own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
-        pipe = own.from_pretrained(folder, dtype=torch.float32, **absent, **given)
+        pipe = own.from_pretrained(
+            source.folder,
+            dtype={"default": torch.float32, **(formats or {})},
+            revision=source.commit,
+            local_files_only=source.cached,
+            **given,
+        )
     except ImportError as error:
-        raise MissingExtra(f"{kind} {folder!r} needs a package that is not installed: {str(error).strip()}") from error
+        raise MissingExtra(f"{what} needs a package that is not installed: {str(error).strip()}") from error
     except Exception as error:  # diffusers, transformers and safetensors each have their own
-        raise ConfigError(
-            f"{kind} {folder!r} cannot be loaded: {type(error).__name__}: {error}; save or download the pipeline again"
-        ) from error
+        advice = _accept(source.folder) if _gated(error) else "save or download the pipeline again"
+        raise ConfigError(f"{what} cannot be loaded: {type(error).__name__}: {error}; {advice}") from error
     pipe.set_progress_bar_config(disable=True)
     return cast("DiffusionPipeline", pipe)
 
@@ -421,23 +476,40 @@ def load(
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def _hub_unreachable(folder: str, revision: str | None) -> str:
-    """Why the hub cannot be asked about `folder`, in a few words; "" if it can, or need not be.
+def _commit(name: str, revision: str | None) -> tuple[str | None, str]:
+    """(commit of the hub's repository, why the hub cannot be asked in a few words), None and "" for what is not so.
 
     A download tries for half a minute before it says that there is no network; this says so at once.
     """
-    if os.path.isdir(folder):
-        return ""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().model_info(folder, revision=revision, timeout=10)
+        return HfApi().model_info(name, revision=revision, timeout=10).sha, ""
     except HfHubHTTPError:  # it answers: what is wrong, the download says better
-        return ""
+        return None, ""
     except Exception as error:  # of whichever HTTP library it uses
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
-    return ""
+        kept = try_to_load_from_cache(name, "model_index.json", revision=revision)
+        commit = os.path.basename(os.path.dirname(kept)) if isinstance(kept, str) else None
+        return commit, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no answer'}"
+
+
+def _gated(error: BaseException) -> bool:
+    """Whether the hub refused for want of a licence: diffusers reports that as a name that is none."""
+    from huggingface_hub.errors import GatedRepoError
+
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        if isinstance(cause, GatedRepoError):
+            return True
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _accept(name: str) -> str:
+    return f"accept the licence at https://huggingface.co/{name}, then log in: hf auth login"
 
 
 def family_of(kind: str, options: Mapping[str, object]) -> functools.partial[Family]:
@@ -525,26 +597,41 @@ def _check_numbers(
 _LOUDNESS = {"decoded": "as decoded", "peak": "each clip at a peak of -1 dBFS"}
 
 
+def _formats(source: Stored, family: Any, wanted: torch.dtype) -> dict[str, torch.dtype]:
+    """Of text encoders, which are the largest parts: read as they will be held, not in float32 first.
+
+    Only transformers' models keep their buffers in float32 when they are read so.
+    """
+    names = getattr(family, "text_parts", ())
+    made_by = {name: source.index.get(name) for name in names} if isinstance(names, tuple) else {}
+    return {name: wanted for name, found in made_by.items() if found and found[0] == "transformers"}
+
+
 def _placed(pipe: Any, family: Family, device: torch.device, dtype: torch.dtype, offload: bool) -> nn.Module:
     """Freezes and places the pipeline's components; gives the one that denoises."""
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             freeze(part)
             wanted = dtype if name == family.part or name in family.text_parts else torch.float32
-            if any(p.dtype != wanted for p in part.parameters()):
-                nn.Module.to(part, wanted)  # diffusers' own warns of layers to keep in float32, even of none
-                if wanted == torch.float16:
-                    _keep_single(part)
+            _set_format(part, wanted)
             part.to(torch.device("cpu") if offload and name in family.text_parts else device)
     return cast(nn.Module, getattr(pipe, family.part))
 
 
-def _keep_single(part: Any) -> None:
-    """Layers that overflow in float16, by the model's own list (T5's second matrices), stay float32."""
-    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ())
-    for name, module in part.named_modules():
-        if kept & set(name.split(".")):
-            module.float()
+def _set_format(part: Any, wanted: torch.dtype) -> None:
+    """Of the weights. Buffers hold frequencies and positions, for which half precision has too few digits.
+
+    Layers that overflow in float16, by the model's own list (T5's second matrices), stay float32.
+    """
+    kept = set(getattr(part, "_keep_in_fp32_modules", None) or ()) if wanted == torch.float16 else set()
+    for name, p in part.named_parameters():
+        dtype = torch.float32 if kept & set(name.split(".")) else wanted
+        if p.is_floating_point() and p.dtype != dtype:
+            p.data = p.data.to(dtype)
+    for module in part.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.dtype in (torch.float16, torch.bfloat16):
+                module._buffers[name] = buffer.float()
 
 
 def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
@@ -564,6 +651,9 @@ def _compile(module: nn.Module) -> None:
 
     That gains about as much as compiling the whole, for a fraction of the wait; unequal blocks are compiled together.
     """
+    # rows of roll-outs and of micro-batches, with and without gradient, with and without the adapter: more than the 8
+    # versions of one function after which torch would give up and run it as it is
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     total = sum(p.numel() for p in module.parameters())
     rows = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len({type(b) for b in part}) == 1]
     most = [row for row in rows if len(row) > 1 and sum(p.numel() for p in row.parameters()) > _MOST * total]

@@ -46,7 +46,8 @@ def hollow(wanted: Sizes, folder: str, fake: FakeTensorMode, dtype: Callable[[st
 
     def filled(name: str, old: Tensor) -> Tensor:
         with fake:
-            return torch.empty(old.shape, dtype=dtype(name) if old.is_floating_point() else old.dtype)
+            low = old.is_floating_point() and isinstance(old, nn.Parameter)
+            return torch.empty(old.shape, dtype=dtype(name) if low else old.dtype)
 
     return _pipeline(wanted, folder, filled)
 

@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from dragon.diffusion import Flow
 from dragon.errors import ConfigError, MissingExtra, PluginError
 from dragon.media import Cond
+from dragon.policy import base, pipeline
 from dragon.policy.base import DiffusionPolicy
 from dragon.policy.levels import flow_levels
 from dragon.policy.pipeline import (
@@ -28,11 +29,12 @@ from dragon.policy.pipeline import (
     PEAK,
     PipelineBackbone,
     PipelinePolicy,
+    Stored,
     at_peak,
-    class_name,
     classifier_free,
     load,
     scheduled,
+    stored,
 )
 from dragon.policy.tuning import FullTuning
 from dragon.registry import available
@@ -105,7 +107,7 @@ def test_a_checkpoint_file_is_no_folder(tmp_path):
 def test_what_is_neither_a_folder_nor_a_hub_name_is_refused_without_asking_the_hub(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", _must_not_be_called)
     with pytest.raises(ConfigError, match="no such folder"):
-        class_name(name)
+        stored(name)
 
 
 def _must_not_be_called(*args: object, **kwargs: object) -> None:
@@ -115,7 +117,7 @@ def _must_not_be_called(*args: object, **kwargs: object) -> None:
 def test_a_hub_name_without_a_network_is_one_clear_error_at_once():
     """The suite runs with HF_HUB_OFFLINE."""
     began = time.process_time()
-    for ask in (class_name, PipelinePolicy):
+    for ask in (stored, PipelinePolicy):
         with pytest.raises(ConfigError) as error:
             ask("stabilityai/no-such-model")
         message = str(error.value)
@@ -125,44 +127,66 @@ def test_a_hub_name_without_a_network_is_one_clear_error_at_once():
 
 
 @pytest.mark.parametrize("reachable", [False, True])
-def test_without_an_answer_from_the_hub_only_the_cache_is_read(reachable, monkeypatch):
-    """A download tries again for half a minute; being asked first costs one short wait."""
+def test_the_hub_is_asked_once_and_what_is_loaded_is_the_commit_that_was_looked_at(reachable, monkeypatch):
+    """A download tries again for half a minute; being asked first costs one short wait. main may move on meanwhile."""
     import diffusers
 
     asked: list[dict[str, Any]] = []
+    read: list[tuple[str, bool]] = []
 
-    def answer(self: object, name: str, **given: Any) -> None:
+    def answer(self: object, name: str, **given: Any) -> Any:
         asked.append(given)
         if not reachable:
             raise ConnectionError("no route to host")
+        return SimpleNamespace(sha="c0ffee")
 
-    def found(*args: object, local_files_only: bool, **kwargs: object) -> dict[str, str]:
-        assert local_files_only is not reachable
+    def found(*args: object, revision: str, local_files_only: bool) -> dict[str, str]:
+        read.append((revision, local_files_only))
         return {"_class_name": "StableAudioPipeline"}
 
-    def loaded(*args: object, local_files_only: bool, **kwargs: object) -> Any:
-        assert local_files_only is not reachable
+    def loaded(*args: object, revision: str, local_files_only: bool, **kwargs: object) -> Any:
+        read.append((revision, local_files_only))
         return SimpleNamespace(set_progress_bar_config=lambda disable: None)
 
+    def kept(name: str, file: str, revision: str | None = None) -> str:
+        return f"/cache/models--owner--name/snapshots/c0ffee/{file}"
+
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", answer)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", kept)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", found)
     monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", loaded)
-    assert class_name("owner/name", "v1") == "StableAudioPipeline"
-    load("owner/name", "StableAudioPipeline", "v1")
-    assert [(a["revision"], a["timeout"] <= 10) for a in asked] == [("v1", True), ("v1", True)]
+    source = stored("owner/name", "v1")
+    load(source)
+    assert (source.kind, source.commit) == ("StableAudioPipeline", "c0ffee")
+    assert read == [("c0ffee", not reachable)] * 2
+    assert [(a["revision"], a["timeout"] <= 10) for a in asked] == [("v1", True)]
 
 
-def test_a_name_that_the_hub_does_not_know_is_told_from_a_missing_network(monkeypatch):
+def test_a_name_that_the_hub_does_not_know_is_told_from_a_missing_network_and_from_a_licence(monkeypatch):
     import diffusers
+    from huggingface_hub.errors import GatedRepoError
 
     def unknown(*args: object, **kwargs: object) -> None:
         raise OSError("owner/nme is not a valid model identifier\nlong story")
 
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: None)
+    def gated(*args: object, **kwargs: object) -> None:
+        try:
+            raise GatedRepoError.__new__(GatedRepoError, "403")  # made from an answer of whichever HTTP library
+        except GatedRepoError:
+            raise OSError("owner/nme is not a valid model identifier")  # noqa: B904  as diffusers does
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *args, **kwargs: SimpleNamespace(sha="c0ffee"))
     monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", unknown)
-    with pytest.raises(ConfigError, match="not a valid model identifier; check the name, or log in") as error:
-        class_name("owner/nme")
+    with pytest.raises(ConfigError, match="not a valid model identifier; check the name and") as error:
+        stored("owner/nme")
     assert "long story" not in str(error.value)
+    licence = "accept the licence at https://huggingface.co/owner/nme, then log in: hf auth login"
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "load_config", gated)
+    with pytest.raises(ConfigError, match=licence):
+        stored("owner/nme")
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", gated)
+    with pytest.raises(ConfigError, match=licence):
+        load(Stored("owner/nme", {"_class_name": "StableAudioPipeline"}))
 
 
 def test_damaged_or_missing_weights_are_refused_by_name(folder, tmp_path):
@@ -285,7 +309,6 @@ def test_a_loaded_pipeline_and_a_path_are_taken_too(folder):
 
 def test_the_home_folder_is_found(folder, monkeypatch):
     monkeypatch.setenv("HOME", os.path.dirname(folder))
-    assert class_name(os.path.expanduser("~/" + os.path.basename(folder))) == stable_audio.KIND
     assert policy("~/" + os.path.basename(folder)).name == "stable_audio"
 
 
@@ -299,6 +322,25 @@ def test_only_what_is_trained_asks_for_gradients_and_nothing_is_in_train_mode(fo
 
 
 @pytest.mark.filterwarnings("ignore:precision is")
+def test_text_encoders_are_read_in_the_format_they_are_held_in(folder, monkeypatch):
+    import diffusers
+
+    read: list[Any] = []
+    own = diffusers.StableAudioPipeline.from_pretrained.__func__
+
+    def noted(cls: Any, *args: Any, dtype: Any, **kwargs: Any) -> Any:
+        read.append(own(cls, *args, dtype=dtype, **kwargs))
+        return read[-1]
+
+    monkeypatch.setattr(diffusers.StableAudioPipeline, "from_pretrained", classmethod(noted))
+    monkeypatch.setattr(pipeline, "_set_format", lambda part, wanted: None)
+    policy(folder, weights="bfloat16", precision="bfloat16")
+    formats = {name: part.dtype for name, part in read[0].components.items() if isinstance(part, nn.Module)}
+    others = {"vae": torch.float32, "transformer": torch.float32, "projection_model": torch.float32}
+    assert formats == {"text_encoder": torch.bfloat16, **others}
+
+
+@pytest.mark.filterwarnings("ignore:precision is")
 def test_layers_that_overflow_in_float16_stay_float32(folder):
     made = policy(folder, weights="float16", precision="float16")
     pipe = made._backbone._pipe
@@ -307,6 +349,31 @@ def test_layers_that_overflow_in_float16_stay_float32(folder):
     assert {dtype for name, dtype in formats.items() if ".wo." not in name} == {torch.float16}
     assert {p.dtype for p in pipe.vae.parameters()} == {torch.float32}
     assert made.generate(PROMPTS[:1], [1], steps=1, guidance=2.0).latents.isfinite().all()
+    wanted = policy(folder)._backbone._pipe.text_encoder
+    assert all(
+        torch.equal(p, wanted.get_parameter(name)) for name, p in pipe.text_encoder.named_parameters() if ".wo." in name
+    )
+
+
+@pytest.mark.filterwarnings("ignore:precision is", "ignore:training a distilled")
+def test_half_precision_spoils_no_frequency_or_position(tmp_path):
+    """Position 300 has no place in bfloat16, and a duration's frequencies reach thousands."""
+    tiny_pipeline("stable_audio_3", tmp_path)
+    made, wanted = (
+        PipelinePolicy(tmp_path, rank=2, seconds=3.7, weights=weights, precision=weights)
+        for weights in ("bfloat16", "float32")
+    )
+    assert made.event_shape[1] > 256
+    for name in ("transformer", "text_encoder", "duration_embedder"):
+        ours, theirs = (getattr(one._backbone._pipe, name) for one in (made, wanted))
+        assert {p.dtype for n, p in ours.named_parameters() if "lora_" not in n} == {torch.bfloat16}
+        buffers = dict(theirs.named_buffers())
+        assert all(torch.equal(buffer, buffers[n]) for n, buffer in ours.named_buffers())
+    latents = torch.randn(2, *made.event_shape, generator=Generator().manual_seed(0))
+    noising, prompts = made.draw_noising(latents, Generator().manual_seed(1)), PROMPTS[:2]
+    with torch.no_grad():
+        ours, theirs = (one.predict(latents, noising, one.encode(prompts)) for one in (made, wanted))
+    assert float((ours - theirs).norm() / theirs.norm()) < 0.03
 
 
 def test_prompts_are_encoded_once_and_remembered_on_the_cpu(folder, monkeypatch):
@@ -326,6 +393,37 @@ def test_prompts_are_encoded_once_and_remembered_on_the_cpu(folder, monkeypatch)
     assert torch.equal(again.rows([1]).tensors["text"], made.encode(PROMPTS[:1]).tensors["text"])
 
 
+def test_prompts_of_a_call_are_encoded_together_and_a_repeated_one_is_sent_once(folder, monkeypatch):
+    made, calls, sent = policy(folder), [], []
+    encode_prompts, to = made._backbone.encode_prompts, Cond.to
+
+    def noted(prompts: Sequence[str]) -> list[Cond]:
+        calls.append(list(prompts))
+        return encode_prompts(prompts)
+
+    def counted(self: Cond, device: torch.device) -> Cond:
+        sent.append(len(self.tensors["text"]))
+        return to(self, device)
+
+    monkeypatch.setattr(made._backbone, "encode_prompts", noted)
+    made.generate(PROMPTS[:1], [1], steps=1, guidance=2.0)
+    assert calls == [[PROMPTS[0], ""]]
+    monkeypatch.setattr(Cond, "to", counted)
+    many = made.encode([PROMPTS[0]] * 5)
+    assert sent == [1] and len(many.tensors["text"]) == 5
+
+
+def test_prompts_used_last_are_remembered_within_a_number_of_bytes(folder, monkeypatch):
+    made = policy(folder)
+    size = made.encode(PROMPTS[:1]).nbytes
+    monkeypatch.setattr(base, "_REMEMBERED", 2 * size + size // 2)
+    made.encode(PROMPTS[1:2])
+    made.encode(PROMPTS[:1])
+    made.encode(PROMPTS[2:])
+    assert list(made._encoded) == [PROMPTS[0], PROMPTS[2]]
+    assert len(made.encode(PROMPTS).tensors["text"]) == 3 and len(made._encoded) == 2
+
+
 # ---- the backbone on a stand-in for a family
 
 
@@ -339,10 +437,10 @@ class Part(nn.Module):
 
     def to(self, device: Any) -> Part:  # type: ignore[override]
         self.diary.append(str(device))
-        return self
+        return super().to("meta")  # another device, from which nothing can be copied back
 
     def forward(self, prompt: str) -> Tensor:
-        self.diary.append(prompt)
+        self.diary.append(f"{prompt} {self.weight.device}")
         if prompt == "broken":
             raise ValueError(prompt)
         return torch.full((1, 2), float(len(prompt)))
@@ -416,14 +514,15 @@ def backbone(diary: list[str] | None = None, **changes: Any) -> PipelineBackbone
 def test_what_only_encodes_prompts_is_on_the_device_while_at_work_only():
     diary: list[str] = []
     made = backbone(diary)
+    weight, place = made._pipe.text.weight, made._pipe.text.weight.data_ptr()
     made.encode_prompts(["a", "bc"])
-    assert diary == ["cpu:0", "a", "bc", "cpu"]
     with pytest.raises(ValueError, match="broken"):
         made.encode_prompts(["broken"])
-    assert diary[4:] == ["cpu:0", "broken", "cpu"]
+    assert diary == ["cpu:0", "a meta", "bc meta", "cpu:0", "broken meta"]
+    assert made._pipe.text.weight is weight and (weight.device, weight.data_ptr()) == (CPU, place)
     diary.clear()
     backbone(diary, offload=False).encode_prompts(["a"])
-    assert diary == ["a"]
+    assert diary == ["a cpu"]
 
 
 def test_text_parts_start_off_the_device_and_the_others_on_it(folder, monkeypatch):
@@ -488,6 +587,25 @@ def test_a_scheduler_that_scales_its_input_and_draws_nothing_is_driven_too():
     torch.testing.assert_close(seen[0][0], z / 10)
     assert seen[0][1].tolist() == [10]
     torch.testing.assert_close(found, 0.9 * 0.9 * z)
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
+def test_noise_beside_the_seeds_is_drawn_by_no_scheduler(folder):
+    from diffusers import DiffusionPipeline, DPMSolverSDEScheduler, TCDScheduler
+
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.scheduler = DPMSolverSDEScheduler()
+    with pytest.raises(ConfigError, match="DPMSolverSDEScheduler, whose noise .* set sampler to dpmpp_2m"):
+        policy(pipe)
+    consistent = TCDScheduler()  # of itself it would draw noise at eta 0.3; pipelines give 0
+    consistent.set_timesteps(3)
+    found = scheduled(consistent, Straight(None).network, conditions(1), [3], (2,), CPU)
+    z = torch.randn(1, 2, generator=Generator().manual_seed(3))
+    again = TCDScheduler()
+    again.set_timesteps(3)
+    for t in again.timesteps:
+        z = again.step(torch.ones(1, 2), t, z, eta=0.0).prev_sample
+    torch.testing.assert_close(found, z)
 
 
 @pytest.mark.filterwarnings("ignore:precision is")
@@ -561,6 +679,7 @@ def test_settings_say_what_samples_depend_on(folder):
     own = policy(folder).settings
     assert own == {
         "pipeline": folder,
+        "commit": None,
         "family": "stable_audio",
         "sampler": "CosineDPMSolverMultistepScheduler",
         "weights": "float32",
@@ -595,7 +714,9 @@ def test_equal_blocks_are_compiled_one_by_one_and_unequal_ones_together(folder, 
         module = getattr(made._backbone._pipe, made._backbone._family.part)
         return [name for name, part in module.named_modules() if part._compiled_call_impl is not None]
 
+    torch._dynamo.config.recompile_limit = 8  # torch's own
     assert compiled(policy(folder, compile=True)) == ["transformer_blocks.0", "transformer_blocks.1"]
+    assert torch._dynamo.config.recompile_limit >= 32  # one for every number of rows, with and without gradient
     assert compiled(policy(folder)) == []
     tiny_pipeline("stable_diffusion", tmp_path)
     assert compiled(PipelinePolicy(tmp_path, rank=2, compile=True)) == [""]
