@@ -203,8 +203,8 @@ class _Stages:
             cond, empty = (_rows(one, self.batch) for one in (self.cond, self.empty))
             with self.policy._autocast():
                 network = self.family.guided(cond, empty, guidance)
-                time = self.family.scaling.c_noise(torch.tensor([1.0]))[0]  # a number that guidance may ask for
-                network(latents[0], time, cond)
+                time = self.family.scaling.c_noise(torch.tensor([1.0]))  # a number that guidance may ask for
+                network(latents[0], time.expand(self.batch), cond)
             rollout = seen.restart()
             del cond, empty, network, latents[1:]
             seen.restart()

@@ -268,6 +268,7 @@ def test_the_command_says_one_line_a_stage_and_what_it_leaves_out(
     assert "not counted" in text and "one of 2 processes" in text
     assert main(["plan", str(path), "--estimate", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["peak"] > 0
+    assert main(["plan", str(path), "--estimate", "--device", "cuda"]) == 0  # which this machine need not have
     assert main(["plan", str(path), "--estimate", "--hours", "3"]) == 2
     assert main(["plan", str(path), "--sharded"]) == 2
 

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> None:
     rest, as_json = [word for word in arguments if word not in flags], flags["--json"]
     hours, processes = _taken(rest, "--hours", "hours"), _taken(rest, "--processes", "processes")
     _check(flags, hours, processes)
-    config = configured(rest, "plan")
+    config = configured(rest, "plan", elsewhere=flags["--estimate"])
     if flags["--estimate"]:
         from dragon.estimate import estimate
 

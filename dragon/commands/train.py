@@ -12,7 +12,7 @@ from dragon.commands.progress import Progress, print_evaluation
 from dragon.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dragon.config import TrainConfig
+    from dragon.config import Check, TrainConfig
 
 
 def run(arguments: list[str]) -> None:
@@ -41,8 +41,10 @@ def run(arguments: list[str]) -> None:
         torch.distributed.destroy_process_group()  # NCCL warns of one that is left
 
 
-def configured(arguments: list[str], command: str) -> TrainConfig:
+def configured(arguments: list[str], command: str, *, elsewhere: bool = False) -> TrainConfig:
     """The configuration that a command was given: its file, the flags winning over it, both checked.
+
+    elsewhere: the run is not for this machine, whose devices do not matter then.
 
     Raises:
         ConfigError: all problems at once.
@@ -55,13 +57,17 @@ def configured(arguments: list[str], command: str) -> TrainConfig:
     values = read_yaml(place) if place else {}  # to ask for help none is needed
     given, problems = parse(TrainConfig, values)
     if problems or given is None:
-        from dragon.build import plugin_problems
-
-        from_dict(values, [plugin_problems], place)  # says these problems, and all others
+        from_dict(values, [_problems(elsewhere)], place)  # says these problems, and all others
     config = with_flags(given or TrainConfig(), flags, f"dragon {command} CONFIG.yaml")
+    return from_dict(dataclasses.asdict(config), [_problems(elsewhere)], place)
+
+
+def _problems(elsewhere: bool) -> Check:
     from dragon.build import plugin_problems  # after --help, which needs no torch
 
-    return from_dict(dataclasses.asdict(config), [plugin_problems], place)
+    if not elsewhere:
+        return plugin_problems
+    return lambda config: [problem for problem in plugin_problems(config) if problem.path != "device"]
 
 
 def _check_launch() -> None:
