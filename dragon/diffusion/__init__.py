@@ -12,7 +12,7 @@ been trained in (EDM, epsilon, v, flow) is a `Scaling` between the two.
 
 from __future__ import annotations
 
-from dragon.diffusion.denoiser import Denoise, Denoiser, Guided
+from dragon.diffusion.denoiser import Both, Denoise, Denoiser, Guided
 from dragon.diffusion.ema import Ema
 from dragon.diffusion.matching import denoising_error, logit_normal_sigmas, lognormal_sigmas, uniform_flow_sigmas
 from dragon.diffusion.sampling import NoiseSource, SeededNoise, Step, churn, dpmpp_2m, euler, heun, last
@@ -38,6 +38,7 @@ from dragon.diffusion.schedule import (
 
 __all__ = [
     "EDM",
+    "Both",
     "Clean",
     "Denoise",
     "Denoiser",

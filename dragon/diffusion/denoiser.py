@@ -67,7 +67,7 @@ class Guided:
         self.denoise = denoise
         self.uncond = uncond
         self.scale = scale
-        self.cat = cat
+        self._joint = None if cat is None else Both(denoise, uncond, cat)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """(b, *d) the guided clean sample."""
@@ -79,9 +79,28 @@ class Guided:
         return without + self.scale * (with_cond - without)
 
     def _both(self, x: Tensor, sigma: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
-        if self.cat is None:
+        if self._joint is None:
             return self.denoise(x, sigma, cond), self.denoise(x, sigma, self.uncond)
+        return self._joint(x, sigma, cond)
+
+
+class Both:
+    """With the condition and with the empty one, in one call of 2b rows. Made anew for each roll-out.
+
+    The joint condition is kept and used again as long as the same object is given: that of a roll-out is one.
+    uncond, cat: as for `Guided`.
+    """
+
+    def __init__(self, denoise: Denoise, uncond: Any, cat: Callable[[Sequence[Any]], Any]) -> None:
+        self._denoise, self._uncond, self._cat = denoise, uncond, cat
+        self._given: Any = self  # a condition that nobody gives
+        self._doubled: Any = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        """(b, *d) of the condition, (b, *d) of the empty one."""
+        if cond is not self._given:
+            self._given, self._doubled = cond, self._cat([cond, self._uncond])
         levels = sigma.expand(x.shape[0])
-        both = self.denoise(torch.cat([x, x]), torch.cat([levels, levels]), self.cat([cond, self.uncond]))
+        both = self._denoise(torch.cat([x, x]), torch.cat([levels, levels]), self._doubled)
         with_cond, without = both.chunk(2)
         return with_cond, without

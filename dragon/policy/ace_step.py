@@ -25,11 +25,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from dragon.diffusion import Flow, flow_time, logit_normal_sigmas
+from dragon.diffusion import Both, Flow, flow_time, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, at_peak, fresh
+from dragon.policy.clips import in_seconds
+from dragon.policy.levels import draw_of, flow_levels
+from dragon.policy.pipeline import Network, at_peak, set_to
 
 _DEFAULT_SECONDS = 60.0
 _LYRIC_TOKENS = 2048
@@ -65,14 +66,12 @@ class AceStep:
         cfg_interval_end: float = 1.0,
     ) -> None:
         self._pipe = pipe
-        self._seconds = _DEFAULT_SECONDS if seconds is None else float(seconds)
         self._shift, self._interval = shift, (cfg_interval_start, cfg_interval_end)
         self.rate: int | None = int(pipe.sample_rate)
         longest = pipe.condition_encoder.silence_latent.shape[1] / pipe.latents_per_second
-        if not 0 < self._seconds <= longest:
-            raise ConfigError(
-                f"seconds is {seconds}; expected more than 0 and at most {longest:g}, the silence the checkpoint holds"
-            )
+        self._seconds = in_seconds(
+            seconds, _DEFAULT_SECONDS, 1 / pipe.latents_per_second, longest, "the silence the checkpoint holds"
+        )
         if not (math.isfinite(shift) and shift > 0):
             raise ConfigError(f"shift is {shift}; expected a number above 0, for example 1, 2 or 3")
         if not 0 <= cfg_interval_start <= cfg_interval_end <= 1:
@@ -98,8 +97,7 @@ class AceStep:
         self.event_shape = (frames, int(pipe.transformer.config.audio_acoustic_hidden_dim))
         silence, _ = pipe.prepare_src_latents(torch.device("cpu"), torch.float32, latent_length=frames)
         self._context = torch.cat([silence, torch.ones_like(silence)], 2)  # 1: a frame to generate
-        self._padding = _Padding(pipe.transformer)
-        pipe.transformer.proj_in_conv.register_forward_hook(_channels_last)
+        self._padding = _Padding.of(pipe.transformer)
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         pipe = self._pipe
@@ -169,10 +167,8 @@ class AceStep:
         return _projected(self.network, nothing, guidance, self._interval)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
         times = self._pipe._get_timestep_schedule(steps, self._shift, dtype=torch.float32)
-        scheduler.set_timesteps(sigmas=times.tolist())
-        return scheduler
+        return set_to(self._pipe.scheduler, sigmas=times.tolist())
 
     def sigmas(self, steps: int) -> Tensor:
         return flow_levels(self.schedule(steps).sigmas)
@@ -191,7 +187,7 @@ class AceStep:
                 f"t_min {t_min}, t_max {t_max} leave none of the {_TURBO_STEPS} times that a turbo checkpoint knows: "
                 f"{[round(t, 3) for t in times.tolist()]}"
             )
-        return levels[torch.randint(len(levels), (count,), generator=generator)]
+        return draw_of(levels, count, generator)
 
     def decode(self, latents: Tensor) -> Tensor:
         clips: Tensor = self._pipe.vae.decode(latents.transpose(1, 2)).sample
@@ -214,14 +210,14 @@ def _projected(network: Network, nothing: Cond, guidance: float, interval: tuple
     from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
     buffer = MomentumBuffer(momentum=_MOMENTUM)
+    both = Both(network, nothing, Cond.cat)
     everywhere = interval[0] <= 0 and interval[1] >= 1
 
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         # a look at the time would wait for the GPU
         if not everywhere and not interval[0] <= 1 - float(time[0]) <= interval[1]:
             return network(z, time, cond)
-        both = network(torch.cat([z, z]), torch.cat([time, time]), Cond.cat([cond, nothing])).float()
-        conditional, null = both.chunk(2)
+        conditional, null = (output.float() for output in both(z, time, cond))
         output: Tensor = normalized_guidance(
             conditional,
             null,
@@ -253,6 +249,15 @@ class _Padding:
     checkpointing it is an argument of the block instead, since blocks run again in a backward pass, when other prompts
     may have gone through the network.
     """
+
+    @classmethod
+    def of(cls, model: Any) -> _Padding:
+        """The network's own: a second policy of a pipeline adds no hooks."""
+        if not hasattr(model, "_dragon_padding"):
+            model._dragon_padding = cls(model)
+            model.proj_in_conv.register_forward_hook(_channels_last)
+        found: _Padding = model._dragon_padding
+        return found
 
     def __init__(self, model: Any) -> None:
         self._model = model

@@ -1,8 +1,7 @@
 """AudioLDM2 (`AudioLDM2Pipeline`): a 2D network of noise prediction over mel latents, 16 kHz mono.
 
 A prompt becomes two sequences: the states of T5, and the few that GPT-2 makes from them and one vector of CLAP. Latents
-are those of a mel-spectrogram, (channels, time, mel bands); time is the first of the two axes. Only as many frames as
-`seconds` needs are denoised. Decoding is a VAE and a vocoder.
+are those of a mel-spectrogram (`dragon.policy.mel`).
 
 The pipeline pads T5's states to the longest prompt of a call and gives guidance's empty prompt the same length; GPT-2
 counts the padding as places, so what it makes depends on the other prompts of the call, and what it makes of the empty
@@ -18,8 +17,6 @@ Source: Liu et al. (2024), arXiv 2308.05734; the pipeline in diffusers.
 
 from __future__ import annotations
 
-import functools
-import math
 import warnings
 from typing import Any
 
@@ -27,13 +24,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from dragon.diffusion import Epsilon, Scaling, VPrediction
 from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.levels import trained_on_table
+from dragon.policy.mel import MelClips
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
-_SCALINGS = {"epsilon": Epsilon, "v_prediction": VPrediction}
 _TEXT_TOKENS = 128
 _GENERATED = 8  # states of GPT-2, where its config does not say
 
@@ -51,9 +47,6 @@ class AudioLDM2:
     loudness = "as decoded, in [-1, 1] by the vocoder"
 
     def __init__(self, pipe: Any, *, seconds: float | None = None, text_tokens: int | None = None) -> None:
-        predicted = pipe.scheduler.config.prediction_type
-        if predicted not in _SCALINGS:
-            raise ConfigError(f"prediction_type of the scheduler is {predicted!r}; expected one of {list(_SCALINGS)}")
         if pipe.text_encoder_2.config.model_type != "t5":
             raise ConfigError(
                 f"text_encoder_2 is a {pipe.text_encoder_2.config.model_type!r}; expected 't5'. Checkpoints that speak "
@@ -64,22 +57,10 @@ class AudioLDM2:
         if not 1 <= text_tokens <= longest:
             raise ConfigError(f"text_tokens is {text_tokens}; expected 1 to {longest}, which the tokenizer allows")
         self._pipe, self._text_tokens = pipe, text_tokens
-        pipe.unet.enable_gradient_checkpointing = functools.partial(_checkpoint_transformers, pipe.unet)
-        self._times = DiscreteTimes(pipe.scheduler.alphas_cumprod)
-        self.scaling: Scaling = _SCALINGS[predicted](time=self._times.time)
-        vocoder, factor = pipe.vocoder.config, int(pipe.vae_scale_factor)
-        self.rate: int | None = int(vocoder.sampling_rate)
-        frame = math.prod(vocoder.upsample_rates) / vocoder.sampling_rate
-        shortest = frame * factor
-        if seconds is not None and not shortest <= seconds < math.inf:
-            raise ConfigError(f"seconds is {seconds}; expected a number from {shortest:g} (one latent) on")
-        length = pipe.unet.config.sample_size * factor * frame if seconds is None else seconds
-        self._samples = int(length * vocoder.sampling_rate)
-        self.event_shape = (
-            int(pipe.unet.config.in_channels),
-            math.ceil(int(length / frame) / factor),
-            int(vocoder.model_in_dim) // factor,
-        )
+        self.scaling, self._times = trained_on_table(pipe.scheduler)
+        self._clips = MelClips(pipe, seconds)
+        self.rate: int | None = self._clips.rate
+        self.event_shape = self._clips.event_shape
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         """text, mask: of T5. generated: of GPT-2; empty: what GPT-2 makes of "" in the same call."""
@@ -125,24 +106,30 @@ class AudioLDM2:
         return classifier_free(self.network, nothing, guidance)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler
+        return set_to(self._pipe.scheduler, steps)
 
     def sigmas(self, steps: int) -> Tensor:
-        # some schedulers visit a time twice, which a solver in sigma cannot
-        return self._times.levels(self.schedule(steps).timesteps.unique().flip(0))
+        return self._times.levels(self.schedule(steps).timesteps)
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
         return self._times.draw(count, generator, t_min, t_max)
 
     def decode(self, latents: Tensor) -> Tensor:
-        mel = self._pipe.vae.decode(latents / self._pipe.vae.config.scaling_factor).sample
-        clips: Tensor = self._pipe.vocoder(mel[:, 0])
-        return clips[:, None, : self._samples]
+        return self._clips.decode(latents)
 
     def finish(self, clips: Tensor) -> Tensor:
         return clips
+
+    def checkpoint(self) -> None:
+        """Of the transformers' blocks, not of whole transformers.
+
+        Those would be called with their arguments in another's places, the text's mask in that of self-attention
+        (diffusers 0.42.1, `CrossAttnDownBlock2D` and its like in pipelines/audioldm2/modeling_audioldm2.py).
+        """
+        self._pipe.unet.enable_gradient_checkpointing()
+        for part in self._pipe.unet.modules():
+            if getattr(part, "has_cross_attention", False):
+                part.gradient_checkpointing = False
 
     def _tokens(self, tokenizer: Any, prompt: str, padding: str | bool, limit: int) -> tuple[Tensor, Tensor]:
         """(2, l) tokens of the prompt and of "", and what of them is no padding."""
@@ -166,15 +153,3 @@ class AudioLDM2:
             states = torch.cat([states, last], 1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         return states[:, -count:]
-
-
-def _checkpoint_transformers(unet: Any) -> None:
-    """Turns on checkpointing of the transformers' blocks, not of whole transformers.
-
-    Those would be called with their arguments in another's places, the text's mask in that of self-attention (diffusers
-    0.42.1, `CrossAttnDownBlock2D` and its like in pipelines/audioldm2/modeling_audioldm2.py).
-    """
-    type(unet).enable_gradient_checkpointing(unet)
-    for part in unet.modules():
-        if getattr(part, "has_cross_attention", False):
-            part.gradient_checkpointing = False

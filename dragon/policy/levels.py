@@ -1,19 +1,43 @@
 """Times of pipelines' schedulers as noise levels of x = x0 + sigma * noise, and the densities training draws from.
 
-Knows tables of times, no pipelines: `DiscreteTimes` for networks trained on a table of steps, `flow_levels` for flows.
+Knows times and schedulers, no pipelines: `DiscreteTimes` for networks trained on a table of steps, `flow_levels` for
+flows.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import flow_sigma
+from dragon.diffusion import Clean, Epsilon, Scaling, VPrediction, flow_sigma, flow_time
+from dragon.errors import ConfigError
 
 LAST_TIME = 0.999
 """Flows start at t = 1, where sigma is infinite; solvers in sigma start here."""
+
+
+def falling(times: Tensor) -> Tensor:
+    """(n,) times as float64 on the CPU, each once: schedulers of higher order name some twice, which no solver can."""
+    return times.double().cpu().unique().flip(0)
+
+
+def draw_of(levels: Tensor, count: int, generator: Generator) -> Tensor:
+    """(count,) of the (n,) `levels`, each as likely as another; float32 on the CPU."""
+    return levels.float().cpu()[torch.randint(len(levels), (count,), generator=generator)]
+
+
+def flow_clock(unit: float) -> Callable[[Tensor], Tensor]:
+    """Noise levels -> times of a flow that ends, at noise, at `unit`."""
+    return functools.partial(_flow_clock, unit)
+
+
+def _flow_clock(unit: float, sigma: Tensor) -> Tensor:
+    return unit * flow_time(sigma)
 
 
 def flow_levels(times: Tensor) -> Tensor:
@@ -48,10 +72,11 @@ class DiscreteTimes:
         low = torch.where((last <= 0) | (last >= before), (before / 4).clamp(max=2.0**-24), last)
         power = torch.cat([power[:-1], low])
         self.table = ((1 - power) / power).sqrt()
+        self._logs = {self.table.device: self.table.log()}
 
     def time(self, sigma: Tensor) -> Tensor:
         """Noise levels -> steps, with fractions, held inside the table."""
-        known = self.table.to(sigma.device).log()
+        known = self._log_on(sigma.device)
         wanted = sigma.double().log()
         above = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
         low, high = known[above - 1], known[above]
@@ -59,8 +84,8 @@ class DiscreteTimes:
         return step.to(torch.promote_types(sigma.dtype, torch.float32))
 
     def levels(self, timesteps: Tensor) -> Tensor:
-        """(n,) falling steps -> (n + 1,) noise levels ending in 0."""
-        steps = timesteps.double().cpu().clamp(0, len(self.table) - 1)
+        """(n,) steps, `falling` -> (n + 1,) noise levels ending in 0; fewer where steps are named twice."""
+        steps = falling(timesteps).clamp(0, len(self.table) - 1)
         low = steps.floor().long()
         high = (low + 1).clamp(max=len(self.table) - 1)
         logs = torch.lerp(self.table[low].log(), self.table[high].log(), steps - low)
@@ -73,3 +98,40 @@ class DiscreteTimes:
         end = max(end, 1)
         steps = torch.randint(min(first, end - 1), end, (count,), generator=generator)
         return self.table[steps].float()
+
+    def _log_on(self, device: torch.device) -> Tensor:
+        """log of the table; copied once, since a copy to a GPU waits for it."""
+        if device not in self._logs:
+            self._logs[device] = self._logs[self.table.device].to(device)
+        return self._logs[device]
+
+
+def trained_on_table(
+    scheduler: Any, allowed: tuple[str, ...] = ("epsilon", "v_prediction")
+) -> tuple[Scaling, DiscreteTimes]:
+    """What a network predicts and the table it was trained on, of its scheduler. allowed: values of prediction_type.
+
+    Raises:
+        ConfigError: another prediction, no table, or noise predicted where there is no signal.
+    """
+    kind, power = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
+    if kind not in allowed or power is None:
+        raise ConfigError(
+            f"the scheduler, a {type(scheduler).__name__}, has prediction_type {kind!r} and "
+            f"{'no table' if power is None else 'a table'} of steps (alphas_cumprod); expected one with a table, and "
+            f"one of {list(allowed)}"
+        )
+    if kind == "epsilon" and scheduler.config.get("rescale_betas_zero_snr", False):
+        raise ConfigError(
+            "the scheduler has rescale_betas_zero_snr and prediction_type 'epsilon': from noise alone, predicted noise "
+            "tells nothing of the sample; expected v_prediction, or rescale_betas_zero_snr false"
+        )
+    times = DiscreteTimes(power)
+    return _PREDICTIONS[kind](time=times.time), times
+
+
+_PREDICTIONS: dict[str, type[Epsilon | VPrediction | Clean]] = {
+    "epsilon": Epsilon,
+    "v_prediction": VPrediction,
+    "sample": Clean,
+}

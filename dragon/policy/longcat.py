@@ -12,6 +12,8 @@ Source: Xin et al. (2026), arXiv 2603.29339; the pipeline in diffusers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +22,9 @@ from torch import Generator, Tensor, nn
 from dragon.diffusion import ReversedFlow, Scaling, uniform_flow_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
+from dragon.policy.clips import in_seconds
 from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
 _TEXT_TOKENS = 256
 
@@ -40,9 +43,7 @@ class LongCat:
         self._pipe = pipe
         self.rate: int | None = int(pipe.sample_rate)
         frame, longest = pipe.vae_scale_factor / self.rate, float(pipe.max_wav_duration)
-        length = longest if seconds is None else float(seconds)
-        if not frame <= length <= longest:
-            raise ConfigError(f"seconds is {seconds}; expected {frame:g} (one latent) to {longest:g}")
+        length = in_seconds(seconds, longest, frame, longest)
         self._limit = _token_limit(pipe.tokenizer)
         self._tokens = min(_TEXT_TOKENS, self._limit) if text_tokens is None else text_tokens
         if not 1 <= self._tokens <= self._limit:
@@ -50,10 +51,7 @@ class LongCat:
         self.event_shape = (max(int(length * self.rate // pipe.vae_scale_factor), 1), int(pipe.latent_dim))
         self._last_time = int(pipe.scheduler.config.num_train_timesteps)
         self.scaling: Scaling = ReversedFlow(time=self._time)
-        self._padding: Tensor | None = None
-        for block in pipe.transformer.text_conv_layer if pipe.transformer.text_conv else ():
-            block.register_forward_pre_hook(self._without_padding)
-            block.grn.register_forward_pre_hook(self._without_padding)  # a norm over all tokens
+        self._padding = _Padding.of(pipe.transformer)
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         from diffusers.pipelines.longcat_audio_dit.pipeline_longcat_audio_dit import _normalize_text
@@ -71,8 +69,7 @@ class LongCat:
     def network(self, z: Tensor, time: Tensor, cond: Cond) -> Tensor:
         model, text = self._pipe.transformer, cond.tensors["text"]
         present = torch.arange(text.shape[1], device=text.device) < cond.tensors["length"][:, None]
-        self._padding = ~present[:, :, None]
-        try:
+        with self._padding.masked(~present[:, :, None]):
             output: Tensor = model(
                 z,
                 text,
@@ -81,8 +78,6 @@ class LongCat:
                 latent_cond=torch.zeros_like(z),  # an example to continue; none
                 return_dict=False,
             )[0]
-        finally:
-            self._padding = None
         return output
 
     def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
@@ -90,9 +85,7 @@ class LongCat:
         return classifier_free(self.network, nothing, guidance)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
-        scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps, steps).tolist())
-        return scheduler
+        return set_to(self._pipe.scheduler, sigmas=torch.linspace(1, 1 / steps, steps).tolist())
 
     def sigmas(self, steps: int) -> Tensor:
         return flow_levels(1 - self.schedule(steps).sigmas)
@@ -110,10 +103,35 @@ class LongCat:
     def _time(self, sigma: Tensor) -> Tensor:
         return self._last_time / (1 + sigma)
 
-    def _without_padding(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self._padding is None:  # the pipeline's own call
-            return inputs
-        return (inputs[0].masked_fill(self._padding, 0.0),)
+
+class _Padding:
+    """Holds padding at zero in the convolutions over the text, by hooks that do nothing in the pipeline's own call."""
+
+    @classmethod
+    def of(cls, model: Any) -> _Padding:
+        """The network's own: a second policy of a pipeline adds no hooks."""
+        if not hasattr(model, "_dragon_padding"):
+            model._dragon_padding = cls(model)
+        found: _Padding = model._dragon_padding
+        return found
+
+    def __init__(self, model: Any) -> None:
+        self._where: Tensor | None = None
+        for block in model.text_conv_layer if model.text_conv else ():
+            block.register_forward_pre_hook(self._emptied)
+            block.grn.register_forward_pre_hook(self._emptied)  # a norm over all tokens
+
+    @contextmanager
+    def masked(self, where: Tensor) -> Iterator[None]:
+        """Inside it the tokens at `where` (b, l, 1) are padding."""
+        self._where = where
+        try:
+            yield
+        finally:
+            self._where = None
+
+    def _emptied(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return inputs if self._where is None else (inputs[0].masked_fill(self._where, 0.0),)
 
 
 def _token_limit(tokenizer: Any) -> int:

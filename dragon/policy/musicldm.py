@@ -1,8 +1,7 @@
 """MusicLDM and AudioLDM (`MusicLDMPipeline`, `AudioLDMPipeline`): a 2D network of noise prediction over mel latents.
 
 The prompt is one vector of CLAP, of length 1, which the network is given as a class. Latents are those of a
-mel-spectrogram, (channels, time, mel bands); time is the first of the two axes. Decoding is a VAE and a vocoder, 16 kHz
-mono. Both pipelines denoise only as many frames as `seconds` needs.
+mel-spectrogram (`dragon.policy.mel`); clips are 16 kHz mono.
 
 MusicLDM's own call, asked for several clips of a prompt, sorts them by their CLAP score; here every sample stays at
 its seed's place. The text is encoded here, because newer transformers give MusicLDM's own encoding an object that it
@@ -13,18 +12,16 @@ Source: Chen et al. (2023), arXiv 2308.01546; Liu et al. (2023), arXiv 2301.1250
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Epsilon
-from dragon.errors import ConfigError
 from dragon.media import Cond
-from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.levels import trained_on_table
+from dragon.policy.mel import MelClips
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
 
 class MusicLDM:
@@ -38,25 +35,11 @@ class MusicLDM:
 
     def __init__(self, pipe: Any, *, seconds: float | None = None) -> None:
         self.name = type(pipe).__name__.removesuffix("Pipeline").lower()
-        kind = pipe.scheduler.config.get("prediction_type")
-        if kind != "epsilon":
-            raise ConfigError(f"prediction_type of the scheduler is {kind!r}; {self.name} expects 'epsilon'")
         self._pipe = pipe
-        self._times = DiscreteTimes(pipe.scheduler.alphas_cumprod)
-        self.scaling = Epsilon(time=self._times.time)
-        vocoder, factor = pipe.vocoder.config, int(pipe.vae_scale_factor)
-        self.rate: int | None = int(vocoder.sampling_rate)
-        frame = math.prod(vocoder.upsample_rates) / vocoder.sampling_rate
-        shortest = frame * factor
-        if seconds is not None and not (shortest <= seconds < math.inf):
-            raise ConfigError(f"seconds is {seconds}; expected a number from {shortest:g} (one latent) on")
-        length = pipe.unet.config.sample_size * factor * frame if seconds is None else seconds
-        self._samples = int(length * vocoder.sampling_rate)
-        self.event_shape = (
-            int(pipe.unet.config.in_channels),
-            math.ceil(int(length / frame) / factor),
-            int(vocoder.model_in_dim) // factor,
-        )
+        self.scaling, self._times = trained_on_table(pipe.scheduler, ("epsilon",))
+        self._clips = MelClips(pipe, seconds)
+        self.rate: int | None = self._clips.rate
+        self.event_shape = self._clips.event_shape
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         tokenizer, model = self._pipe.tokenizer, self._pipe.text_encoder
@@ -87,21 +70,16 @@ class MusicLDM:
         return classifier_free(self.network, empty, guidance)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler
+        return set_to(self._pipe.scheduler, steps)
 
     def sigmas(self, steps: int) -> Tensor:
-        # sorted and without repetitions: PNDM visits a step twice
-        return self._times.levels(self.schedule(steps).timesteps.unique().flip(0))
+        return self._times.levels(self.schedule(steps).timesteps)
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
         return self._times.draw(count, generator, t_min, t_max)
 
     def decode(self, latents: Tensor) -> Tensor:
-        mel = self._pipe.vae.decode(latents / self._pipe.vae.config.scaling_factor).sample
-        clips: Tensor = self._pipe.vocoder(mel[:, 0])
-        return clips[:, None, : self._samples]
+        return self._clips.decode(latents)
 
     def finish(self, clips: Tensor) -> Tensor:
         return clips

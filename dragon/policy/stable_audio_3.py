@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Flow, Scaling, flow_time, uniform_flow_sigmas
-from dragon.errors import ConfigError
+from dragon.diffusion import Flow, uniform_flow_sigmas
 from dragon.faults import TrainsBadly
 from dragon.media import Cond
-from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.clips import in_seconds
+from dragon.policy.levels import flow_clock, flow_levels
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
 
 class StableAudio3:
@@ -40,16 +40,13 @@ class StableAudio3:
     def __init__(self, pipe: Any, *, seconds: float | None = None) -> None:
         self._pipe = pipe
         self._own = {key: p.default for key, p in inspect.signature(type(pipe).__call__).parameters.items()}
-        self._seconds = float(self._own["duration"] if seconds is None else seconds)
-        self._last_time = int(pipe.scheduler.config.num_train_timesteps)
         self._warned: set[str] = set()
         self.rate: int | None = int(pipe.vae.config.sampling_rate)
         longest = float(pipe.duration_embedder.config.max_val)
-        if not 1 / self.rate <= self._seconds <= longest:
-            raise ConfigError(f"seconds is {self._seconds}; expected at least one sample and at most {longest:g}")
+        self._seconds = in_seconds(seconds, float(self._own["duration"]), 1 / self.rate, longest)
         frames = math.ceil(self._seconds * self.rate / pipe.vae.downsampling_ratio)
         self.event_shape = (int(pipe.vae.config.latent_dim), frames)
-        self.scaling: Scaling = Flow(time=self._time)
+        self.scaling = Flow(time=flow_clock(float(pipe.scheduler.config.num_train_timesteps)))
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         text, mask = self._pipe.encode_prompt(prompt, device, 1)
@@ -80,10 +77,8 @@ class StableAudio3:
     def schedule(self, steps: int) -> Any:
         from diffusers.pipelines.stable_audio_3.pipeline_stable_audio_3 import logsnr_sigma_schedule
 
-        scheduler = fresh(self._pipe.scheduler)
         times = logsnr_sigma_schedule(steps, self._own["logsnr_min"], self._own["logsnr_max"])
-        scheduler.set_timesteps(sigmas=times)
-        return scheduler
+        return set_to(self._pipe.scheduler, sigmas=times)
 
     def sigmas(self, steps: int) -> Tensor:
         return flow_levels(self.schedule(steps).sigmas)
@@ -106,9 +101,6 @@ class StableAudio3:
     @property
     def _distilled(self) -> bool:
         return bool(self._pipe.scheduler.config.stochastic_sampling)
-
-    def _time(self, sigma: Tensor) -> Tensor:
-        return self._last_time * flow_time(sigma)
 
     def _warn_once(self, text: str) -> None:
         if text not in self._warned:

@@ -16,19 +16,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Clean, Epsilon, Scaling, VPrediction
+from dragon.diffusion import Both
 from dragon.diffusion.scaling import per_row
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.images import CLIPPED, clipped, in_latents
-from dragon.policy.levels import DiscreteTimes
-from dragon.policy.pipeline import Network, classifier_free, fresh
-
-_PREDICTIONS: dict[str, type[Epsilon | VPrediction | Clean]] = {
-    "epsilon": Epsilon,
-    "v_prediction": VPrediction,
-    "sample": Clean,
-}
+from dragon.policy.levels import trained_on_table
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
 
 class StableDiffusion:
@@ -63,7 +57,7 @@ class StableDiffusion:
             in_latents("height", height, rows * latent, latent, math.lcm(8, latent)),
             in_latents("width", width, columns * latent, latent, math.lcm(8, latent)),
         )
-        self.scaling, self._times = _trained(pipe.scheduler)
+        self.scaling, self._times = trained_on_table(pipe.scheduler, ("epsilon", "v_prediction", "sample"))
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         text, _ = self._pipe.encode_prompt(prompt, device, 1, False)
@@ -85,13 +79,10 @@ class StableDiffusion:
         return classifier_free(self.network, empty, guidance)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
-        scheduler.set_timesteps(steps)
-        return scheduler
+        return set_to(self._pipe.scheduler, steps)
 
     def sigmas(self, steps: int) -> Tensor:
-        # schedulers of higher order name a step more than once
-        return self._times.levels(self.schedule(steps).timesteps.cpu().unique().flip(0))
+        return self._times.levels(self.schedule(steps).timesteps)
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
         return self._times.draw(count, generator, t_min, t_max)
@@ -105,29 +96,13 @@ class StableDiffusion:
         return clipped(clips)
 
 
-def _trained(scheduler: Any) -> tuple[Scaling, DiscreteTimes]:
-    """What the U-Net predicts, and the table it was trained on."""
-    kind, power = scheduler.config.get("prediction_type", "epsilon"), getattr(scheduler, "alphas_cumprod", None)
-    if kind not in _PREDICTIONS or power is None:
-        raise ConfigError(
-            f"{type(scheduler).__name__} with prediction_type {kind!r} is no scheduler of Stable Diffusion; expected "
-            f"one with a table of steps (alphas_cumprod) and one of {list(_PREDICTIONS)}"
-        )
-    if kind == "epsilon" and scheduler.config.get("rescale_betas_zero_snr", False):
-        raise ConfigError(
-            "the scheduler has rescale_betas_zero_snr and prediction_type 'epsilon': from noise alone, predicted noise "
-            "tells nothing of the image; expected v_prediction, or rescale_betas_zero_snr false"
-        )
-    times = DiscreteTimes(power)
-    return _PREDICTIONS[kind](time=times.time), times
-
-
 def _rescaled(network: Network, empty: Cond, guidance: float, share: float) -> Network:
     """Classifier-free guidance whose output has, by `share`, the spread of the unguided one: Lin, section 3.4."""
 
+    both = Both(network, empty, Cond.cat)
+
     def guided(z: Tensor, time: Tensor, cond: Cond) -> Tensor:
-        both = network(torch.cat([z, z]), torch.cat([time, time]), Cond.cat([cond, empty]))
-        with_cond, without = both.chunk(2)
+        with_cond, without = both(z, time, cond)
         output = without + guidance * (with_cond - without)
         ratio = with_cond.flatten(1).std(1) / output.flatten(1).std(1)
         return output * per_row(share * ratio + (1 - share), output)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Flow, flow_time, logit_normal_sigmas
+from dragon.diffusion import Flow, logit_normal_sigmas
 from dragon.errors import ConfigError
 from dragon.media import Cond
 from dragon.policy.images import CLIPPED, clipped, in_latents
-from dragon.policy.levels import flow_levels
-from dragon.policy.pipeline import Network, classifier_free, fresh
+from dragon.policy.levels import falling, flow_clock, flow_levels
+from dragon.policy.pipeline import Network, classifier_free, set_to
 
 _TEXT_PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 _MOST_TOKENS = 512
@@ -32,6 +32,7 @@ class StableDiffusion3:
     """
 
     name, part = "stable_diffusion_3", "transformer"
+    text_parts: tuple[str, ...] = _TEXT_PARTS
     # all but the feed-forward layers, image and text side
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = ("image_encoder", "feature_extractor")
@@ -68,7 +69,7 @@ class StableDiffusion3:
             in_latents("width", width, own, latent, multiple, longest),
         )
         self._unit = float(pipe.scheduler.config.num_train_timesteps)
-        self.scaling = Flow(time=self._time)
+        self.scaling = Flow(time=flow_clock(self._unit))
 
     def encode(self, prompt: str, device: torch.device) -> Cond:
         states, _, pooled, _ = self._pipe.encode_prompt(
@@ -91,16 +92,11 @@ class StableDiffusion3:
         return classifier_free(self.network, empty, guidance)
 
     def schedule(self, steps: int) -> Any:
-        scheduler = fresh(self._pipe.scheduler)
-        if scheduler.config.get("use_dynamic_shifting", False):
-            scheduler.set_timesteps(steps, mu=self._log_shift())
-        else:
-            scheduler.set_timesteps(steps)
-        return scheduler
+        moving = self._pipe.scheduler.config.get("use_dynamic_shifting", False)
+        return set_to(self._pipe.scheduler, steps, **({"mu": self._log_shift()} if moving else {}))
 
     def sigmas(self, steps: int) -> Tensor:
-        # schedulers of higher order name a time more than once
-        times = self.schedule(steps).timesteps.double().cpu().unique().flip(0) / self._unit
+        times = falling(self.schedule(steps).timesteps) / self._unit
         return flow_levels(torch.cat([times, torch.zeros(1, dtype=torch.float64)]))
 
     def draw_sigmas(self, count: int, generator: Generator, t_min: float, t_max: float) -> Tensor:
@@ -116,9 +112,6 @@ class StableDiffusion3:
 
     def finish(self, clips: Tensor) -> Tensor:
         return clipped(clips)
-
-    def _time(self, sigma: Tensor) -> Tensor:
-        return self._unit * flow_time(sigma)
 
     def _shift(self) -> float:
         """a of the shifted time a t / (1 + (a - 1) t)."""

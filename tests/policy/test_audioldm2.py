@@ -203,7 +203,7 @@ def test_networks_of_other_predictions_and_speech_are_refused_by_name(pipe):
     from diffusers import DDIMScheduler
 
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="sample")
-    with pytest.raises(ConfigError, match="prediction_type of the scheduler is 'sample'.*epsilon.*v_prediction"):
+    with pytest.raises(ConfigError, match="has prediction_type 'sample'.*epsilon.*v_prediction"):
         AudioLDM2(pipe)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torch import Generator, Tensor
 
 from dragon.diffusion import VPrediction, cosine_time, flow_sigma, flow_time
-from dragon.policy.levels import LAST_TIME, DiscreteTimes, cosine_draws, flow_levels
+from dragon.policy.levels import LAST_TIME, DiscreteTimes, cosine_draws, draw_of, falling, flow_clock, flow_levels
 
 RARE = 1e-3  # of the draws a right density would fail at; they are seeded, so a test that passes keeps passing
 
@@ -117,7 +117,26 @@ def test_drawn_steps_are_uniform_among_those_of_the_range(t_min, t_max, steps):
     assert drawn.dtype == torch.float32
 
 
+def test_steps_that_a_scheduler_names_twice_are_levels_once():
+    times = DiscreteTimes(table())
+    twice = torch.tensor([900, 500, 500, 500, 20])
+    assert falling(twice).tolist() == [900, 500, 20]
+    assert torch.equal(times.levels(twice), times.levels(torch.tensor([900, 500, 20])))
+
+
+def test_one_of_a_few_levels_is_as_likely_as_another():
+    levels = torch.tensor([5.0, 2.0, 0.5])
+    drawn = draw_of(levels, 9_000, Generator().manual_seed(0))
+    counts = [int((drawn == level).sum()) for level in levels]
+    assert sum(counts) == 9_000 and stats.chisquare(counts).pvalue > RARE
+
+
 # ---- flows
+
+
+def test_a_flows_clock_counts_to_its_unit():
+    clock = flow_clock(1000.0)
+    torch.testing.assert_close(clock(flow_sigma(torch.tensor([0.0, 0.25, 0.999]))), torch.tensor([0.0, 250.0, 999.0]))
 
 
 def test_flow_levels_are_those_of_their_times_and_end_in_zero():

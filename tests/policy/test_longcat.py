@@ -104,5 +104,5 @@ def test_length_is_whole_latents_of_seconds_and_30_seconds_by_default(folder):
 
 @pytest.mark.parametrize("seconds", [0.0, 0.004, 30.1, float("nan")])
 def test_lengths_that_the_pipeline_does_not_make_are_refused(folder, seconds):
-    with pytest.raises(ConfigError, match=f"seconds is {seconds}; expected 0.005 .one latent. to 30"):
+    with pytest.raises(ConfigError, match=f"seconds is {seconds}; expected a number from 0.005 to 30"):
         PipelinePolicy(folder, rank=2, seconds=seconds)

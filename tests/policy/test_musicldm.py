@@ -131,7 +131,7 @@ def test_any_scheduler_for_noise_prediction_may_replace_the_pipelines(pipe, monk
 def test_another_prediction_is_refused(pipe, monkeypatch) -> None:
     other = type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="sample")
     monkeypatch.setattr(pipe, "scheduler", other)
-    with pytest.raises(ConfigError, match="prediction_type of the scheduler is 'sample'"):
+    with pytest.raises(ConfigError, match="has prediction_type 'sample'"):
         MusicLDM(pipe)
 
 

@@ -52,7 +52,7 @@ def test_a_rollout_a_prediction_and_a_decoding_stay_on_the_device(name, monkeypa
     module = family(name)
     torch.manual_seed(0)
     pipe = module.tiny()
-    made: Any = PipelinePolicy(pipe, rank=2, weights="bfloat16", precision="bfloat16", offload=False, **module.OPTIONS)
+    made: Any = PipelinePolicy(pipe, rank=2, offload=False, **module.OPTIONS)
     backbone = made._backbone
     cond, empty = made.encode(PROMPTS[:2]), made.encode(["", ""])
     sigma = backbone.draw_sigmas(2, Generator())
