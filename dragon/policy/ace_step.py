@@ -48,6 +48,7 @@ class AceStep:
 
     name, part = "ace_step", "transformer"
     text_parts = ("text_encoder", "condition_encoder")
+    takes_negative = False  # guidance's empty condition is learned
     unused = ("audio_tokenizer", "audio_token_detokenizer")  # they encode other music
     targets = ("to_q", "to_k", "to_v", "to_out.0", "gate_proj", "up_proj", "down_proj")
     loudness = "each clip at a peak of -1 dBFS"

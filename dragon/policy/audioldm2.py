@@ -43,6 +43,7 @@ class AudioLDM2:
 
     name, part = "audioldm2", "unet"
     text_parts = ("text_encoder", "text_encoder_2", "projection_model", "language_model")
+    takes_negative = False  # GPT-2 reads the empty prompt beside every other
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     loudness = "as decoded, in [-1, 1] by the vocoder"
 

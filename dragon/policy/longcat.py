@@ -37,6 +37,7 @@ class LongCat:
     name, part = "longcat", "transformer"
     text_parts = ("text_encoder",)
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.ff.0", "ffn.ff.3")
+    zeroed = ("text",)
     loudness = "as decoded, not clipped"
 
     def __init__(self, pipe: Any, *, seconds: float | None = None, text_tokens: int | None = None) -> None:
@@ -81,8 +82,7 @@ class LongCat:
         return output
 
     def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
-        nothing = Cond(dict(cond.tensors) | {"text": torch.zeros_like(cond.tensors["text"])})
-        return classifier_free(self.network, nothing, guidance)
+        return classifier_free(self.network, empty, guidance)
 
     def schedule(self, steps: int) -> Any:
         return set_to(self._pipe.scheduler, sigmas=torch.linspace(1, 1 / steps, steps).tolist())

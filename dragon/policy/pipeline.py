@@ -26,7 +26,6 @@ from dragon.diffusion import Denoiser, Guided, Scaling, SeededNoise
 from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Cond
 from dragon.policy.base import DTYPES, DiffusionPolicy, Sampler, check_sampler, solve, torch_device
-from dragon.policy.levels import draw_of
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
 from dragon.protocols import Precision
 from dragon.registry import available, nearest, resolve
@@ -48,8 +47,8 @@ class Family(Protocol):
     """What one class of pipelines brings. Made of a loaded pipeline and the family's own options.
 
     Latents, network input, output and time are the pipeline's own, so that its scheduler can be used as it is. A class
-    may also name components in `unused`, which are then not loaded, and have a `checkpoint()` that turns on gradient
-    checkpointing where the network's own way of doing so does not work.
+    may also name components in `unused`, which are then not loaded, and tensors of a condition in `zeroed`, which are
+    zero in guidance's empty condition unless a negative prompt is given, and say `takes_negative = False`.
     """
 
     @property
@@ -99,7 +98,8 @@ class Family(Protocol):
         ...
 
     def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
-        """The network under guidance, made anew for each roll-out. empty: encoded "", one row a row of `cond`."""
+        """The network under guidance, made anew for each roll-out. empty: the encoded negative prompt ("" if none is
+        given), one row a row of `cond`."""
         ...
 
     def schedule(self, steps: int) -> Any:
@@ -137,6 +137,7 @@ class PipelinePolicy(DiffusionPolicy):
     gradient_checkpointing: as for `MiniPolicy`. compile: the denoiser by torch.compile: faster after a minute.
     t_min, t_max: range of the times that training draws, inside the family's own density. sampler_times: n draws them
     from the n times of the sampler instead: for distilled models, which know no others.
+    negative: the negative prompt of every roll-out with guidance; "": as the pipeline does without one.
     offload: components that only encode prompts stay on the CPU while they are not at work. decode_rows: clips that
     are decoded at a time. loudness: of decoded clips: "pipeline" as the pipeline's own call leaves them, "decoded" as
     the decoder gives them, "peak" each at -1 dBFS. It is recorded with the run (`settings`): scores of clips with
@@ -167,6 +168,7 @@ class PipelinePolicy(DiffusionPolicy):
         t_min: float = 0.0,
         t_max: float = 1.0,
         sampler_times: int = 0,
+        negative: str = "",
         offload: bool = True,
         decode_rows: int = 4,
         loudness: Loudness = "pipeline",
@@ -192,6 +194,8 @@ class PipelinePolicy(DiffusionPolicy):
             pipe, own = cast("DiffusionPipeline", folder), family
         if sampler == "pipeline":
             check_scheduler(pipe.scheduler)
+        if negative and not getattr(own, "takes_negative", True):
+            raise ConfigError(f"negative is {negative!r}, and family {own.name} takes no negative prompt; leave it out")
         module = _placed(pipe, own, on, DTYPES[weights], offload)
         _set_checkpointing(own, module, gradient_checkpointing)
         part: Tuning
@@ -210,17 +214,19 @@ class PipelinePolicy(DiffusionPolicy):
             sampler=sampler,
             times=(t_min, t_max),
             sampler_times=sampler_times,
+            negative=negative,
             offload=offload,
             decode_rows=decode_rows,
             loudness=loudness,
         )
-        super().__init__(backbone, part, precision=precision)
+        super().__init__(backbone, part, precision=precision, negative=negative)
         self.settings: Mapping[str, object] = {
             "pipeline": source.folder if source else kind,
             "commit": source.commit if source else None,
             "family": own.name,
             "sampler": sampler if sampler != "pipeline" else type(pipe.scheduler).__name__,
             "weights": weights,
+            "negative": negative,
             "loudness": own.loudness if loudness == "pipeline" else _LOUDNESS[loudness],
             "rate": own.rate,
             "latent": list(own.event_shape),
@@ -240,12 +246,14 @@ class PipelineBackbone:
         sampler: str,
         times: tuple[float, float],
         sampler_times: int,
+        negative: str,
         offload: bool,
         decode_rows: int,
         loudness: Loudness,
     ) -> None:
         self._pipe, self._family, self.device = pipe, family, device
         self._sampler, self._times, self._sampler_times = sampler, times, sampler_times
+        self._zeroed: Sequence[str] = () if negative else getattr(family, "zeroed", ())
         self._offload, self._decode_rows, self._loudness = offload, decode_rows, loudness
         self.denoiser = Denoiser(family.network, family.scaling)
 
@@ -266,6 +274,9 @@ class PipelineBackbone:
             return [self._family.encode(prompt, self.device) for prompt in prompts]
 
     def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
+        if self._zeroed:
+            zeros = {name: torch.zeros_like(cond.tensors[name]) for name in self._zeroed}
+            empty = Cond(dict(cond.tensors) | zeros)
         guided = self._family.guided(cond, empty, guidance)
         if self._sampler != "pipeline":
             denoiser, sigmas = Denoiser(guided, self._family.scaling), self._family.sigmas(steps)
@@ -280,7 +291,8 @@ class PipelineBackbone:
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
         if not self._sampler_times:
             return self._family.draw_sigmas(count, generator, *self._times)
-        return draw_of(self._family.sigmas(self._sampler_times)[:-1], count, generator)
+        levels = self._family.sigmas(self._sampler_times)[:-1].float().cpu()
+        return levels[torch.randint(len(levels), (count,), generator=generator)]
 
     def _finished(self, clips: Tensor) -> Tensor:
         clips = clips.float()
@@ -642,7 +654,7 @@ def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
             "gradient_checkpointing out and lower update.micro_batch_size instead"
         )
     if wanted:
-        getattr(family, "checkpoint", module.enable_gradient_checkpointing)()
+        module.enable_gradient_checkpointing()
     elif getattr(module, "_supports_gradient_checkpointing", False):
         module.disable_gradient_checkpointing()
 

@@ -37,6 +37,7 @@ class StableAudio:
     name, part = "stable_audio", "transformer"
     text_parts = ("text_encoder", "projection_model")
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    zeroed = ("text",)
     loudness = "as decoded, not clipped"
     scaling = VPrediction()
 
@@ -69,8 +70,7 @@ class StableAudio:
         return output
 
     def guided(self, cond: Cond, empty: Cond, guidance: float) -> Network:
-        nothing = Cond(dict(cond.tensors) | {"text": torch.zeros_like(cond.tensors["text"])})
-        return classifier_free(self.network, nothing, guidance)
+        return classifier_free(self.network, empty, guidance)
 
     def schedule(self, steps: int) -> Any:
         scheduler = set_to(self._pipe.scheduler, steps)

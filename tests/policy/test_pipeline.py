@@ -505,8 +505,8 @@ def backbone(diary: list[str] | None = None, **changes: Any) -> PipelineBackbone
     diary = [] if diary is None else diary
     pipe: Any = SimpleNamespace(text=Part(diary))
     settings: dict[str, Any] = {
-        "sampler": "pipeline", "times": (0.0, 1.0), "sampler_times": 0, "offload": True, "decode_rows": 4,
-        "loudness": "pipeline",
+        "sampler": "pipeline", "times": (0.0, 1.0), "sampler_times": 0, "negative": "", "offload": True,
+        "decode_rows": 4, "loudness": "pipeline",
     }  # fmt: skip
     return PipelineBackbone(pipe, Straight(pipe), torch.device("cpu", 0), **settings | changes)
 
@@ -683,6 +683,7 @@ def test_settings_say_what_samples_depend_on(folder):
         "family": "stable_audio",
         "sampler": "CosineDPMSolverMultistepScheduler",
         "weights": "float32",
+        "negative": "",
         "loudness": "as decoded, not clipped",
         "rate": 800,
         "latent": [4, 16],

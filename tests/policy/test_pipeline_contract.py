@@ -27,6 +27,7 @@ from dragon.scoring import WeightedReward
 from dragon.testing import check_policy
 from dragon.trainer import Trainer, TrainSettings
 from tiny_pipelines import PROMPTS, families, tiny_pipeline
+from tiny_pipelines.musicldm import text_vector
 
 TOLERANCE = 1e-5  # relative, of float32 across batch shapes; see `close`
 SEEDS = [11, 12, 13]
@@ -155,6 +156,39 @@ def test_a_rollout_equals_the_pipelines_own_call(case, policy, guided, steps):
         own = case.call(pipe, prompt, seed, steps, guidance)
         ours = policy.generate([prompt], [seed], steps=steps, guidance=guidance).latents
         close(ours, own)
+
+
+class Negative:
+    """A pipeline whose calls all have one negative prompt."""
+
+    def __init__(self, pipe: Any, prompt: str) -> None:
+        self._pipe, self._prompt = pipe, prompt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if named.pop("negative_prompt_embeds", None) is not None:  # of ""
+            named["negative_prompt_embeds"] = text_vector(
+                self._pipe, self._prompt, self._pipe.tokenizer.model_max_length
+            )
+            return self._pipe(*given, **named)
+        return self._pipe(*given, negative_prompt=self._prompt, **named)
+
+
+def test_a_negative_prompt_is_the_pipelines_own_or_is_refused_by_name(case, policy):
+    if "negative" in getattr(case.family, "CANNOT", ()):
+        with pytest.raises(ConfigError, match="takes no negative prompt"):
+            case.policy(negative=PROMPTS[2])
+        return
+    ours = case.policy(negative=PROMPTS[2])
+    assert ours.settings["negative"] == PROMPTS[2]
+    pipe, given = Negative(case.pipe(), PROMPTS[2]), {"steps": 2, "guidance": case.family.GUIDANCE}
+    found = ours.generate(PROMPTS[:1], SEEDS[:1], **given).latents
+    assert not torch.equal(found, policy.generate(PROMPTS[:1], SEEDS[:1], **given).latents)
+    close(found, case.call(pipe, PROMPTS[0], SEEDS[0], **given))
+    batch = ours.generate(PROMPTS[:2], SEEDS[:2], **given)
+    close(batch.latents[:1], found)
 
 
 def test_decoded_clips_equal_the_pipelines_own(case, policy):
@@ -301,6 +335,10 @@ def test_half_precision_weights_train_a_float32_adapter(case):
     assert all(p.dtype == torch.float32 for p in policy.trainable().values())
     module = getattr(policy._backbone._pipe, policy._backbone._family.part)
     assert any(p.dtype == torch.bfloat16 for p in module.parameters())
+    latents, noising = noised(policy, 3)
+    with torch.no_grad():
+        found, wanted = (one.predict(latents, noising, one.encode(PROMPTS)) for one in (policy, case.policy()))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.03  # a number in bfloat16 is wrong by up to 0.004
     step(policy)
     made = policy.generate(PROMPTS[:2], SEEDS[:2], steps=2, guidance=case.family.GUIDANCE)
     assert made.latents.dtype == torch.float32 and policy.decode(made).tensor.isfinite().all()

@@ -11,6 +11,7 @@ from tiny_pipelines import VOCABULARY, latents_of, words_tokenizer
 
 KIND = "AceStepPipeline"
 GUIDANCE = 5.0
+CANNOT = ("negative",)
 OPTIONS = {"seconds": 3.0, "text_tokens": 72}
 _SIZES = {
     "hidden_size": 16,

@@ -14,6 +14,7 @@ from tiny_pipelines import VOCABULARY, WORDS, latents_of
 
 KIND = "AudioLDM2Pipeline"
 GUIDANCE = 3.5
+CANNOT = ("negative",)
 OPTIONS = {
     "seconds": 0.0038,  # 15.2 mel frames of 4 samples at 16 kHz, so 15, padded to 16: 60 of 64 samples
     "text_tokens": 10,
