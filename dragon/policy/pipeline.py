@@ -26,6 +26,7 @@ from dragon.diffusion import Denoiser, Guided, Scaling, SeededNoise
 from dragon.errors import ConfigError, MissingExtra
 from dragon.media import Cond
 from dragon.policy.base import DTYPES, DiffusionPolicy, Sampler, check_sampler, solve, torch_device
+from dragon.policy.levels import draw_of
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning, freeze
 from dragon.protocols import Precision
 from dragon.registry import available, nearest, resolve
@@ -47,8 +48,9 @@ class Family(Protocol):
     """What one class of pipelines brings. Made of a loaded pipeline and the family's own options.
 
     Latents, network input, output and time are the pipeline's own, so that its scheduler can be used as it is. A class
-    may also name components in `unused`, which are then not loaded, and tensors of a condition in `zeroed`, which are
-    zero in guidance's empty condition unless a negative prompt is given, and say `takes_negative = False`.
+    may also name components in `unused`, which are then not loaded, and have a `checkpoint()` that turns on gradient
+    checkpointing where the network's own way of doing so does not work. It may name tensors of a condition in `zeroed`,
+    which are zero in guidance's empty condition unless a negative prompt is given, and say `takes_negative = False`.
     """
 
     @property
@@ -291,8 +293,7 @@ class PipelineBackbone:
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
         if not self._sampler_times:
             return self._family.draw_sigmas(count, generator, *self._times)
-        levels = self._family.sigmas(self._sampler_times)[:-1].float().cpu()
-        return levels[torch.randint(len(levels), (count,), generator=generator)]
+        return draw_of(self._family.sigmas(self._sampler_times)[:-1], count, generator)
 
     def _finished(self, clips: Tensor) -> Tensor:
         clips = clips.float()
@@ -654,7 +655,7 @@ def _set_checkpointing(family: Family, module: Any, wanted: bool) -> None:
             "gradient_checkpointing out and lower update.micro_batch_size instead"
         )
     if wanted:
-        module.enable_gradient_checkpointing()
+        getattr(family, "checkpoint", module.enable_gradient_checkpointing)()
     elif getattr(module, "_supports_gradient_checkpointing", False):
         module.disable_gradient_checkpointing()
 

@@ -33,7 +33,6 @@ class StableDiffusion3:
 
     name, part = "stable_diffusion_3", "transformer"
     text_parts: tuple[str, ...] = _TEXT_PARTS
-    text_parts: tuple[str, ...] = _TEXT_PARTS
     # all but the feed-forward layers, image and text side
     targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     unused = ("image_encoder", "feature_extractor")
