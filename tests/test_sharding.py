@@ -51,12 +51,26 @@ def mini(**options: object) -> DiffusionPolicy:
     return MiniPolicy(random_pipeline(seed=0, width=32, layers=2), **options)  # type: ignore[arg-type]
 
 
+def pipeline() -> DiffusionPolicy:
+    """A tiny one of diffusers' classes."""
+    from dragon.policy import PipelinePolicy
+    from tiny_pipelines import family, randomise
+
+    module = family("stable_audio")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipe = module.tiny()
+    randomise(*(part for part in pipe.components.values() if isinstance(part, nn.Module)))
+    return PipelinePolicy(pipe, rank=3, **module.OPTIONS)
+
+
 POLICIES: dict[str, Callable[[], DiffusionPolicy]] = {
     "toy": toy,
     "lora": lambda: mini(rank=3, alpha=6.0),
     "full": lambda: mini(tuning="full", gradient_checkpointing=True),
+    "pipeline": pipeline,
 }
-RATES = {"toy": 1e-3, "lora": 1e-3, "full": 1e-4}
+RATES = {"toy": 1e-3, "lora": 1e-3, "full": 1e-4, "pipeline": 1e-4}
 """Of learning. Large enough that gains are more than rounding, which beta is calibrated on; small enough that a weight
 whose gradient is nothing but rounding stays within 1e-5, as AdamW steps by the rate whatever the gradient's size."""
 OBJECTIVES: dict[str, Objective] = {"KTO": KTO(beta=50, paired=False), "NFT": NFT(anchor=0.3)}
@@ -287,6 +301,9 @@ def as_process(rank: int, folder: Path, what: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+_FOUND_IN = (Path(__file__).parents[1], Path(__file__).parent / "shared")
+
+
 def run_two(folder: Path, what: str, timeout: float = 200) -> None:
     """Both processes, in `folder`; their output if one of them fails. timeout: of each, in seconds."""
     running = []
@@ -295,7 +312,7 @@ def run_two(folder: Path, what: str, timeout: float = 200) -> None:
         process = subprocess.Popen(
             [sys.executable, __file__, str(folder), what, str(rank)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), **launch},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, _FOUND_IN)), **launch},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -311,7 +328,7 @@ def run_two(folder: Path, what: str, timeout: float = 200) -> None:
             process.wait()
 
 
-KINDS = ["toy", pytest.param("lora", marks=pytest.mark.slow), pytest.param("full", marks=pytest.mark.slow)]
+KINDS = [pytest.param(kind, marks=[pytest.mark.slow] if kind != "toy" else []) for kind in POLICIES]
 
 
 @pytest.fixture(scope="module", params=KINDS)
