@@ -116,6 +116,20 @@ def test_one_call_of_both_halves_equals_two_calls() -> None:
     torch.testing.assert_close(joint, Guided(Denoiser(net, Flow()), EMPTY, 3.0)(X, SIGMA, COND))
 
 
+def test_both_conditions_are_joined_once_for_as_long_as_they_are_the_same() -> None:
+    joined: list[Sequence[Tensor]] = []
+
+    def cat(parts: Sequence[Tensor]) -> Tensor:
+        joined.append(parts)
+        return torch.cat(list(parts))
+
+    guided, other = Guided(Denoiser(net, Flow()), EMPTY, 3.0, cat=cat), COND + 1
+    first, again, changed = guided(X, SIGMA, COND), guided(2 * X, SIGMA, COND), guided(X, SIGMA, other)
+    assert len(joined) == 2
+    for found, x, cond in ((first, X, COND), (again, 2 * X, COND), (changed, X, other)):
+        torch.testing.assert_close(found, Guided(Denoiser(net, Flow()), EMPTY, 3.0)(x, SIGMA, cond))
+
+
 @pytest.mark.parametrize("scaling", [EDM(), Epsilon(), VPrediction(), Flow()])
 def test_guiding_the_sample_is_guiding_the_networks_output(scaling: Scaling) -> None:
     denoiser = Denoiser(net, scaling)
