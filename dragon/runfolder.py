@@ -168,7 +168,7 @@ def describe(config: TrainConfig, processes: int = 1, *, policy: object = None) 
     from dragon import __version__
 
     settings = getattr(policy, "settings", None)
-    return {
+    found: dict[str, object] = {
         "dragon": __version__,
         "packages": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -181,7 +181,10 @@ def describe(config: TrainConfig, processes: int = 1, *, policy: object = None) 
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    } | ({"policy": dict(settings)} if settings else {})
+    }
+    if settings:
+        found["policy"] = dict(settings)
+    return found
 
 
 def what_cannot_be_equal(before: Mapping[str, object], now: Mapping[str, object]) -> Iterator[str]:
