@@ -155,9 +155,9 @@ class Policy(Protocol):
     """A conditional diffusion model that can be sampled and trained.
 
     A policy may also have `precision`, the number format that its network runs in, "float32" if it has none: with
-    "float16" the learner scales the loss; and `settings`, JSON values by name that its samples depend on besides weights
-    and seeds (scheduler, loudness of its clips): they are recorded with a run. To be trained with sharded weights it is
-    a `ShardablePolicy`.
+    "float16" the learner scales the loss; and `settings`, JSON values by name that its samples depend on besides
+    weights and seeds (scheduler, loudness of its clips): they are recorded with a run. To be trained with sharded
+    weights it is a `ShardablePolicy`.
     """
 
     @property
