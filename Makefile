@@ -8,7 +8,7 @@ DEV := $(VENV)/.dev
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # torch and the others, by name only: looking for them takes no time, importing them takes seconds
-RUNTIME := torch numpy scipy safetensors diffusers transformers tokenizers accelerate peft soundfile soxr pydantic tyro yaml rich matplotlib PIL tensorboard torchsde
+RUNTIME := torch numpy scipy safetensors diffusers huggingface_hub transformers tokenizers accelerate peft soundfile soxr pydantic pydantic_core tyro yaml rich matplotlib PIL tensorboard torchsde
 HAS_RUNTIME = $(BIN)/python -c "import importlib.util as u, sys; sys.exit(any(u.find_spec(m) is None for m in '$(RUNTIME)'.split()))"
 
 # glibc's malloc gives freed blocks back at once and takes them again page by page: 19 % of a CPU run. It reads these
