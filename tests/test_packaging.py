@@ -63,7 +63,8 @@ def test_torch_stays_below_the_release_that_torchaudio_refuses(project: dict) ->
 def test_the_makefile_looks_for_what_the_project_requires(project: dict, root: Path) -> None:
     line = next(line for line in (root / "Makefile").read_text().splitlines() if line.startswith("RUNTIME :="))
     stated = {item.split(">")[0].split("=")[0].lower() for item in project["project"]["dependencies"]}
-    assert {{"yaml": "pyyaml", "PIL": "pillow"}.get(name, name) for name in line.split()[2:]} == stated
+    names = {"yaml": "pyyaml", "PIL": "pillow"}
+    assert {names.get(name, name.replace("_", "-")) for name in line.split()[2:]} == stated
 
 
 def test_a_users_rewards_file_beside_the_script_does_not_clash(tmp_path: Path, root: Path) -> None:
