@@ -424,6 +424,22 @@ def test_prompts_used_last_are_remembered_within_a_number_of_bytes(folder, monke
     assert len(made.encode(PROMPTS).tensors["text"]) == 3 and len(made._encoded) == 2
 
 
+def test_what_is_remembered_lies_on_the_cpu_and_is_sent_to_the_device_at_each_use(folder, monkeypatch):
+    """A GPU would fill up with the conditions of thousands of prompts."""
+    made, sent = policy(folder, device="cpu:0"), []
+    to = Cond.to
+
+    def noted(self: Cond, device: torch.device) -> Cond:
+        sent.append(str(device))
+        return to(self, device)
+
+    monkeypatch.setattr(Cond, "to", noted)
+    made.encode(PROMPTS[:2])
+    assert sent == ["cpu", "cpu", "cpu:0"]
+    made.encode(PROMPTS[:1])
+    assert sent[3:] == ["cpu:0"]
+
+
 # ---- the backbone on a stand-in for a family
 
 
