@@ -13,8 +13,8 @@ and multiplied: what is computed twice counts once. Each variant has a process o
 as it is measured: no memory, a crash or the end of the time loses no other. Results lie as JSON in
 benchmarks/results/pipeline_gpu, one file a card, and docs/pipeline_cost.md is written anew.
 
-Without a GPU everything runs at toy size on the CPU. That shows that the script works and nothing about cost: the table
-of the page stays open.
+Without a GPU everything runs at toy size on the CPU. That shows that the script works and nothing about cost: results
+lie in runs/pipeline_gpu then, and the table of the page stays open.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 from pipeline_cost import GPU_RESULTS, PAGE, RANK, keep, settings, write_page  # noqa: E402
 from random_pipelines import OPEN, PROMPTS, TOY, parameters, stable_audio  # noqa: E402
+from seeded_runs import ROOT  # noqa: E402
 
 GUIDANCE = 7.0
 TOY_CARD = "no GPU: toy size on the CPU"
@@ -363,7 +364,7 @@ def card() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=7.5)
-    parser.add_argument("--results", type=Path, default=GPU_RESULTS)
+    parser.add_argument("--results", type=Path, default=GPU_RESULTS if _gpu() else ROOT / "runs" / "pipeline_gpu")
     parser.add_argument("--out", type=Path, default=PAGE)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()

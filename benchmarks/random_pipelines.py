@@ -22,7 +22,8 @@ SMALL = {"sample_size": 64, "num_layers": 6, "num_attention_heads": 8, "num_key_
 """Of a transformer of Stable Audio Open's kind: 512 wide."""
 OPEN = {"sample_size": 1024, "num_layers": 24, "num_attention_heads": 24, "num_key_value_attention_heads": 12}
 """Of Stable Audio Open's, as its model card and diffusers' defaults have it: 1,536 wide, 1.06 billion weights."""
-TOY = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 2, "num_key_value_attention_heads": 1}
+TOY = {"sample_size": 16, "num_layers": 24, "num_attention_heads": 2, "num_key_value_attention_heads": 1}
+"""As deep as the real one, so that what is compiled is compiled in the same way."""
 
 
 def stable_audio(size: Mapping[str, int], *, decoder_channels: int, text_tokens: int, device: str = "cpu") -> Any:
