@@ -2,6 +2,7 @@
 
 `.txt`: one prompt a line. `.csv`, `.jsonl`, `.json` (a list of objects, or of texts) and a folder that the package
 `datasets` saved: a column `prompt`; every other column goes to rewards as a list.
+"rows:0-1023" are numbered prompts, "row 0" to "row 1023", for a model that takes no text.
 "mini:train", "mini:dev", "mini:test" are the lists that come with the built-in model; "mini:open_train" and
 "mini:open_test" those of captions that name no style.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +19,9 @@ from pathlib import Path
 from dragon.errors import ConfigError, MissingExtra
 from dragon.texts import short, writable
 
-KINDS = "a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, or mini:train, mini:dev, mini:test"
+KINDS = "a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, mini:train, mini:dev, mini:test, or rows:0-99"
 """What `load_prompts` reads, for messages."""
+_MOST_NUMBERED = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ def load_prompts(source: str) -> PromptSet:
     """
     if source.startswith("mini:"):
         return PromptSet(_built_in(source))
+    if source.startswith("rows:"):
+        return PromptSet(_numbered(source))
     path = Path(source)
     readers = {".txt": _read_text, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_json}
     try:
@@ -91,6 +96,16 @@ def _built_in(source: str) -> tuple[str, ...]:
     from dragon import mini
 
     return tuple(mini.prompts(source.removeprefix("mini:")))
+
+
+def _numbered(source: str) -> tuple[str, ...]:
+    found = re.fullmatch(r"rows:(\d{1,9})-(\d{1,9})", source)
+    first, last = (int(number) for number in found.groups()) if found else (1, 0)
+    if last < first or last - first >= _MOST_NUMBERED:
+        raise ConfigError(
+            f"prompts {source!r}: expected rows:FIRST-LAST, such as rows:0-1023, of at most {_MOST_NUMBERED:,} prompts"
+        )
+    return tuple(f"row {number}" for number in range(first, last + 1))
 
 
 def _lines(path: Path) -> list[str]:

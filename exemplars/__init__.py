@@ -14,6 +14,7 @@ from dragon.exemplars.collect import (
 )
 from dragon.exemplars.gathered import Gathered
 from dragon.exemplars.gaussian import Gaussian
+from dragon.exemplars.rows import gather_transitions
 from dragon.exemplars.sets import ExemplarSet, Item, available, load
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "build_from_media",
     "gather_audio",
     "gather_captions",
+    "gather_transitions",
     "load",
     "read_files",
 ]

@@ -30,7 +30,9 @@ from dragon.rewards.neighbours import PrdcResult, prdc
 from dragon.rewards.sanity import AudioSanity, Limits, SanityResult, audio_sanity
 from dragon.rewards.set_frechet import SetFrechet
 from dragon.rewards.set_kernel import SetKernel
+from dragon.rewards.set_mean import SetMean
 from dragon.rewards.set_vendi import SetVendi
+from dragon.rewards.simulator import SimulatorReward
 from dragon.rewards.vendi import VendiResult, vendi_score, vendi_score_from_kernel
 
 __all__ = [
@@ -59,7 +61,9 @@ __all__ = [
     "SanityResult",
     "SetFrechet",
     "SetKernel",
+    "SetMean",
     "SetVendi",
+    "SimulatorReward",
     "SongFrechet",
     "VendiResult",
     "audio_sanity",

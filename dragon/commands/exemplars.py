@@ -57,7 +57,7 @@ class SourceOptions:
 @dataclass(frozen=True)
 class BuildExemplars(SourceOptions):
     """Make an exemplar set NAME of SOURCE: a folder of audio; captions in a .txt, .csv or .jsonl file; the files that
-    the column `file` of a .csv names; or the best samples of a finished run."""
+    the column `file` of a .csv names; the best samples of a finished run; or transitions in a .npz or .hdf5 file."""
 
     out: str = ""
     """File to write; default: NAME.safetensors here. One that exists is refused."""
@@ -158,7 +158,12 @@ def _check_free(targets: Sequence[Path], wanted: SourceOptions) -> None:
 def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
     """Frames of what lies at `place`, and what it is called."""
     from dragon.exemplars.collect import gather_audio, gather_captions
+    from dragon.exemplars.rows import gather_transitions
+    from dragon.synther.readers import looks_like_transitions
 
+    if looks_like_transitions(place):
+        encoder = plugin_spec(wanted.encoder) if wanted.encoder else None
+        return gather_transitions(place, encoder, device=wanted.device), Path(place).name
     found = find(place, of=wanted.of, best=wanted.best, reward=wanted.reward, device=wanted.device)
     spec = plugin_spec(wanted.encoder or ("mini-shared" if isinstance(found, Captions) else "mini-codec"))
     if isinstance(found, Captions):
@@ -205,7 +210,7 @@ def _write(
         command=words,
     )
     made.save(target)
-    what = "captions" if made.modality == "text" else "clips"
+    what = _UNITS.get(made.modality, "clips")
     left_out = made.settings.get("skipped")
     without = (
         f"; {len(left_out)} left out (dragon exemplars show tells why)"
@@ -216,6 +221,10 @@ def _write(
     return made
 
 
+_UNITS = {"text": "captions", "transitions": "blocks of rows"}
+"""What an item of a modality is called."""
+
+
 def _list() -> None:
     from dragon.exemplars import sets
 
@@ -223,7 +232,7 @@ def _list() -> None:
     rows += [(f"./{path.name}", header) for path, header in sets.headers(".").items()]
     width = max(len(name) for name, _ in rows)
     for name, header in rows:
-        what = "captions" if header["modality"] == "text" else "clips"
+        what = _UNITS.get(header["modality"], "clips")
         line = f"{name:{width}} {header['encoder']:12} {int(header['count']):6} {what:9} "
         print(shown(f"{line}{header['licence']}  {header['source']}"))  # a file from elsewhere may hold any text
 

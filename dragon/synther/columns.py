@@ -51,6 +51,15 @@ class Layout:
         self._low, self._high = self._bounds()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """(w,) name of each column of `table`: observations.0, rewards, actions=2 of discrete actions, ..."""
+        return tuple(
+            f"{g.name}={i}" if g.discrete else g.name if g.flat else f"{g.name}.{i}"
+            for g in self.groups
+            for i in range(len(g.kinds))
+        )
+
+    @property
     def known(self) -> Tensor:
         """(d,) whether each number of a row belongs to the observation or the action."""
         return torch.tensor([name in INPUTS for name, _ in self.columns])
@@ -88,6 +97,20 @@ class Layout:
             raw[name] = settled(raw[name], groups[name])
         self._add_line(raw, sign=1)
         return self._transitions({g.name: settled(raw[g.name], g) for g in self.groups})
+
+    def table(self, transitions: Transitions) -> Floats:
+        """(n, w) all columns in data units, of one array after another; discrete actions are one-hot columns.
+
+        Raises:
+            ShapeError: an array is of another width than in the data fitted to.
+        """
+        arrays = transitions.arrays()
+        return np.concatenate([wide(arrays[g.name], g) for g in self.groups], 1)
+
+    def of_table(self, table: Floats) -> Transitions:
+        """The transitions of a table."""
+        ends = np.cumsum([len(g.kinds) for g in self.groups])[:-1]
+        return self._transitions({g.name: part for g, part in zip(self.groups, np.split(table, ends, 1), strict=True)})
 
     def clamp(self, x: Tensor) -> Tensor:
         """(b, d) rows with every number inside the data's bounds, as they are in x; free where a line is subtracted."""

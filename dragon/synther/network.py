@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class ResidualMLP(nn.Module):
-    """(x (b, d), time (b,), cond (b, c) or None) -> (b, d).
+    """(x (b, d), time (b,), cond (b, c)) -> (b, d).
 
     width: of the residual blocks. inner: of the embedded row and time, where they are added. cond: numbers of the
     condition (0: none), added where the time is. flags: how many have logits (0: none), read by `both` where the row is

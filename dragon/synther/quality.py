@@ -127,9 +127,9 @@ def quality(
     new = new.rows(slice(0, ROWS))
     ceiling = train.rows(np.sort(random.choice(len(train), min(len(train), len(new)), replace=False)))
     names, every = _varying(train, layout)
-    tables = {"train": every, "held_out": _table(held_out, layout), "new": _table(new, layout)}
+    tables = {"train": every, "held_out": layout.table(held_out), "new": layout.table(new)}
     tables = {side: table[:, [i for i, _, _ in names]] for side, table in tables.items()}
-    tables["real"] = _table(ceiling, layout)[:, [i for i, _, _ in names]]
+    tables["real"] = layout.table(ceiling)[:, [i for i, _, _ in names]]
     tables["gaussian"] = _gaussian(tables["train"], len(new), random)
     columns = _columns(tables, names)
     figures: dict[str, Any] = {
@@ -154,20 +154,11 @@ def quality(
 # ---- tables
 
 
-def _table(transitions: Transitions, layout: Layout) -> Floats:
-    """(n, columns) of all groups in the layout's order."""
-    arrays = transitions.arrays()
-    return np.concatenate([wide(arrays[g.name], g) for g in layout.groups], 1)
-
-
 def _varying(train: Transitions, layout: Layout) -> tuple[list[tuple[int, str, str]], Floats]:
     """(place, name, kind) of the columns that are compared, and the table of all."""
-    every = _table(train, layout)
-    named = [
-        (f"{g.name}={i}" if g.discrete else g.name if g.flat else f"{g.name}.{i}", kind)
-        for g in layout.groups
-        for i, kind in enumerate(g.kinds)
-    ]
+    every = layout.table(train)
+    kinds = [kind for g in layout.groups for kind in g.kinds]
+    named = zip(layout.names, kinds, strict=True)
     return [(i, name, kind) for i, (name, kind) in enumerate(named) if every[:, i].std() > 0], every
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from dragon.errors import ConfigError, MissingExtra, ShapeError
 from dragon.synther.transitions import Array, Transitions, read_npz
 
+_MINARI = ("data/main_data.hdf5", "main_data.hdf5")
 _HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK"
 
 
@@ -33,7 +34,7 @@ def read_transitions(path: str | os.PathLike[str]) -> Transitions:
     """
     place = Path(path)
     if place.is_dir():
-        inside = [p for p in (place / "data" / "main_data.hdf5", place / "main_data.hdf5") if p.is_file()]
+        inside = [place / file for file in _MINARI if (place / file).is_file()]
         if not inside:
             raise ConfigError(
                 f"{str(place)!r} is a folder without data/main_data.hdf5; expected a file, or Minari's folder"
@@ -52,6 +53,14 @@ def read_transitions(path: str | os.PathLike[str]) -> Transitions:
         return read_npz(place)
     raise ConfigError(
         f"{str(place)!r} is neither npz nor HDF5; save it with numpy.savez (see dragon.synther.Transitions)"
+    )
+
+
+def looks_like_transitions(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is named like what `read_transitions` reads: .npz, .hdf5, .h5, or Minari's folder."""
+    place = Path(path)
+    return place.suffix.lower() in (".npz", ".hdf5", ".h5") or any(
+        (place / file).is_file() for file in _MINARI
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ class Upsampler:
     def _guess(self, x: Tensor, flags: Tensor, seed: int, start: int, combinations: Tensor) -> Tensor:
         """(b,) which combination of open flags each row x has, drawn by the network's logits at the lowest level."""
         level = x.new_full((len(x),), DETERMINISTIC.sigma_min)
-        cond = self._condition(flags.to(self.device), None, given=True, hidden=True)
+        cond = self.condition(flags.to(self.device), None, given=True, hidden=True)
         seen = torch.where(self.layout.known.to(x.device), x, self.denoiser.scaling.c_in(level)[:, None] * x)
         logits = self.net.both(seen, self.denoiser.scaling.c_noise(level), cond)[1].cpu()[:, self.layout.open_flags]
         likely = logits @ combinations.T  # their normaliser is the same for every combination
@@ -253,10 +253,10 @@ class Upsampler:
         open flags.
         """
         flags = flags.to(self.device)
-        cond = self._condition(flags, scores, given is not None, hidden)
+        cond = self.condition(flags, scores, given is not None, hidden)
         base: Denoise = self.denoiser
         if scores is not None and guidance != 1:
-            base = Guided(self.denoiser, self._condition(flags, None), guidance, cat=_join)
+            base = Guided(self.denoiser, self.condition(flags, None), guidance, cat=_join)
 
         def denoise(x: Tensor, sigma: Tensor, _: Any) -> Tensor:
             if given is not None:  # what the network sees is c_in times this
@@ -267,12 +267,13 @@ class Upsampler:
 
         return denoise
 
-    def _condition(
+    def condition(
         self, flags: Tensor, scores: Tensor | None, given: bool = False, hidden: bool = False
-    ) -> Tensor | None:
-        """What the network is told: flags, score and whether there is one, whether columns are given and flags not."""
-        if self.net.settings["cond"] == 0:
-            return None
+    ) -> Tensor:
+        """(b, cond) what the network is told of rows with flags (b, c) and standardised scores (b,).
+
+        Flags, score and whether there is one, whether columns are given, and whether the open flags are hidden.
+        """
         parts, one = [flags], flags.new_ones(len(flags), 1)
         if hidden:
             parts = [flags.masked_fill(self.layout.open_flags.to(flags.device), 0.0)]
@@ -347,8 +348,8 @@ class Upsampler:
 
     # ---- storing
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes weights (safetensors) and configuration (JSON) into `folder`.
+    def save(self, folder: str | os.PathLike[str], net: Mapping[str, Tensor] | None = None) -> None:
+        """Writes weights (safetensors) and configuration (JSON) into `folder`. net: other weights than its own.
 
         Raises:
             Unwritable: a full disk or the like.
@@ -356,7 +357,8 @@ class Upsampler:
         from safetensors.torch import save
 
         place = Path(folder)
-        tensors = {f"net.{name}": value.contiguous().cpu() for name, value in self.net.state_dict().items()}
+        weights = self.net.state_dict() if net is None else net
+        tensors = {f"net.{name}": value.contiguous().cpu() for name, value in weights.items()}
         tensors["flag_rows"] = self.flag_rows.contiguous()
         if self.layout.line is not None:
             tensors["line"] = torch.from_numpy(np.ascontiguousarray(self.layout.line))

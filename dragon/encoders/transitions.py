@@ -1,0 +1,98 @@
+"""Rows of reinforcement-learning transitions as features: standardised columns, or whitened.
+
+Knows the rows that the policy "transitions" makes and the data they are compared with; no model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dragon.encoders.identity import fingerprint
+from dragon.errors import ConfigError, ShapeError
+from dragon.media import Media
+from dragon.synther import Transitions, TransitionSpec, read_transitions
+from dragon.synther.columns import fit_layout
+
+
+class TransitionEncoder:
+    """(b, 1, f): one frame a transition.
+
+    data: the file (npz, HDF5 or a Minari folder) or the transitions whose means and deviations standardise the columns;
+    discrete_actions: how many there are, if more than in the data. columns: names of single columns
+    ("observations.3", "terminals") or of whole arrays ("next_observations"); none: all that vary in the data.
+    whiten: turned and scaled to unit covariance of the data, so that a departure counts the more, the less the data
+    varies along it: also that from the near-linear relation of s' to s and a.
+
+    Raises:
+        ConfigError: no such column, or one that never changes. What `read_transitions` raises.
+    """
+
+    name = "transitions"
+
+    def __init__(
+        self,
+        data: str | Transitions,
+        *,
+        columns: tuple[str, ...] = (),
+        whiten: bool = False,
+        discrete_actions: int | None = None,
+    ) -> None:
+        transitions = read_transitions(data) if isinstance(data, str) else data
+        layout = fit_layout(transitions, TransitionSpec(discrete_actions=discrete_actions, coding="plain"))
+        table = layout.table(transitions)
+        self._width = table.shape[1]
+        self._places = _places(columns, layout.names, table.std(0) > 0)
+        part = table[:, self._places]
+        self._mean, self._turn = part.mean(0), np.diag(1 / part.std(0))
+        if whiten:
+            values, vectors = np.linalg.eigh(np.cov(part @ self._turn, rowvar=False, ddof=0).reshape(part.shape[1], -1))
+            kept = values > 1e-12 * values.max()
+            self._turn = self._turn @ (vectors[:, kept] / np.sqrt(values[kept]))
+        self.settings = {
+            "kind": "rows of transitions, version 1",
+            "columns": [layout.names[i] for i in self._places],
+            "whiten": whiten,
+            "numbers": hashlib.blake2b(self._mean.tobytes() + self._turn.tobytes(), digest_size=8).hexdigest(),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(**self.settings)
+
+    @property
+    def features(self) -> int:
+        return int(self._turn.shape[1])
+
+    def embed_media(self, media: Media) -> Tensor:
+        """(b, 1, f) float32.
+
+        Raises:
+            ShapeError: clips of another width than the data's rows.
+        """
+        if media.tensor.ndim != 3 or media.tensor.shape[1:] != (1, self._width):
+            raise ShapeError(
+                f"clips of shape {tuple(media.tensor.shape)}; expected (b, 1, {self._width}), rows of transitions as "
+                "the policy 'transitions' makes them"
+            )
+        rows = media.tensor[:, 0].double().cpu().numpy()[:, self._places]
+        return torch.from_numpy((rows - self._mean) @ self._turn).float()[:, None]
+
+
+def _places(wanted: tuple[str, ...], names: tuple[str, ...], varies: np.ndarray) -> list[int]:
+    """Where the wanted columns stand among `names`."""
+    if not wanted:
+        return [i for i, there in enumerate(varies) if there]
+    places: list[int] = []
+    for word in wanted:
+        found = [i for i, name in enumerate(names) if word in (name, name.rpartition(".")[0], name.partition("=")[0])]
+        if not found:
+            raise ConfigError(f"columns: no column {word!r}; there are {', '.join(names)}")
+        still = [names[i] for i in found if not varies[i]]
+        if len(found) == 1 and still:
+            raise ConfigError(f"columns: {word!r} never changes in the data; leave it out")
+        places += [i for i in found if varies[i] and i not in places]
+    return places
