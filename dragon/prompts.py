@@ -19,7 +19,9 @@ from pathlib import Path
 from dragon.errors import ConfigError, MissingExtra
 from dragon.texts import short, writable
 
-KINDS = "a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, mini:train, mini:dev, mini:test, or rows:0-99"
+KINDS = (
+    "a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, mini:train, mini:dev, mini:test, or rows:0-99"
+)
 """What `load_prompts` reads, for messages."""
 _MOST_NUMBERED = 10_000_000
 

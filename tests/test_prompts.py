@@ -127,3 +127,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load_prompts(str(tmp_path / "latin.txt"))
+
+
+def test_numbered_prompts_need_no_file() -> None:
+    assert load_prompts("rows:8-11").prompts == ("row 8", "row 9", "row 10", "row 11")
+    for wrong in ("rows:3-2", "rows:5", "rows:-1-4", "rows:0-999999999"):
+        with pytest.raises(ConfigError, match=r"expected rows:FIRST-LAST, such as rows:0-1023"):
+            load_prompts(wrong)

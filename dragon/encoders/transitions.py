@@ -25,7 +25,8 @@ class TransitionEncoder:
     discrete_actions: how many there are, if more than in the data. columns: names of single columns
     ("observations.3", "terminals") or of whole arrays ("next_observations"); none: all that vary in the data.
     whiten: turned and scaled to unit covariance of the data, so that a departure counts the more, the less the data
-    varies along it: also that from the near-linear relation of s' to s and a.
+    varies along it: also that from the near-linear relation of s' to s and a. floor: variance, in units of a column's,
+    that is added to every direction first, so that those of nearly none do not outweigh all others.
 
     Raises:
         ConfigError: no such column, or one that never changes. What `read_transitions` raises.
@@ -39,8 +40,13 @@ class TransitionEncoder:
         *,
         columns: tuple[str, ...] = (),
         whiten: bool = False,
+        floor: float = 0.0,
         discrete_actions: int | None = None,
     ) -> None:
+        if not 0 <= floor < float("inf") or (floor and not whiten):
+            raise ConfigError(
+                f"floor is {floor} and whiten {whiten}; expected at least 0, and only where rows are whitened"
+            )
         transitions = read_transitions(data) if isinstance(data, str) else data
         layout = fit_layout(transitions, TransitionSpec(discrete_actions=discrete_actions, coding="plain"))
         table = layout.table(transitions)
@@ -51,11 +57,12 @@ class TransitionEncoder:
         if whiten:
             values, vectors = np.linalg.eigh(np.cov(part @ self._turn, rowvar=False, ddof=0).reshape(part.shape[1], -1))
             kept = values > 1e-12 * values.max()
-            self._turn = self._turn @ (vectors[:, kept] / np.sqrt(values[kept]))
+            self._turn = self._turn @ (vectors[:, kept] / np.sqrt(values[kept] + floor))
         self.settings = {
             "kind": "rows of transitions, version 1",
             "columns": [layout.names[i] for i in self._places],
             "whiten": whiten,
+            "floor": floor,
             "numbers": hashlib.blake2b(self._mean.tobytes() + self._turn.tobytes(), digest_size=8).hexdigest(),
         }
 

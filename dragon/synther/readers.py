@@ -59,9 +59,7 @@ def read_transitions(path: str | os.PathLike[str]) -> Transitions:
 def looks_like_transitions(path: str | os.PathLike[str]) -> bool:
     """Whether a path is named like what `read_transitions` reads: .npz, .hdf5, .h5, or Minari's folder."""
     place = Path(path)
-    return place.suffix.lower() in (".npz", ".hdf5", ".h5") or any(
-        (place / file).is_file() for file in _MINARI
-    )
+    return place.suffix.lower() in (".npz", ".hdf5", ".h5") or any((place / file).is_file() for file in _MINARI)
 
 
 def from_stable_baselines3(buffer: Any) -> Transitions:

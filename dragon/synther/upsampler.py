@@ -267,9 +267,7 @@ class Upsampler:
 
         return denoise
 
-    def condition(
-        self, flags: Tensor, scores: Tensor | None, given: bool = False, hidden: bool = False
-    ) -> Tensor:
+    def condition(self, flags: Tensor, scores: Tensor | None, given: bool = False, hidden: bool = False) -> Tensor:
         """(b, cond) what the network is told of rows with flags (b, c) and standardised scores (b,).
 
         Flags, score and whether there is one, whether columns are given, and whether the open flags are hidden.
