@@ -37,7 +37,7 @@ def gather_transitions(
         own: EncoderSpec = TransitionEncoder(data)
     else:
         transitions, own = read_transitions(data), {"name": "transitions", "options": {"data": os.fspath(data)}}
-    ears = Ears.of(encoder, device)
+    ears = Ears.of(own if encoder is None else encoder, device)
     table = torch.from_numpy(fit_layout(transitions, TransitionSpec(coding="plain")).table(transitions)).float()
     items, frames = [], []
     for start in range(0, len(table), BLOCK):

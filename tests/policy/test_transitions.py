@@ -1,4 +1,4 @@
-"""Transitions as a policy: what the upsampler samples, the policy contract, prompts as conditions, and that it learns."""
+"""Transitions as a policy: the upsampler's samples, the policy contract, prompts as conditions, and that it learns."""
 
 from __future__ import annotations
 

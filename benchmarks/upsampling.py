@@ -1,0 +1,375 @@
+"""New transitions beside a plain implementation of the published loop: docs/upsampling.md.
+
+    python benchmarks/upsampling.py                    # resumable, some 70 CPU minutes
+    python benchmarks/upsampling.py --part speed       # only that part anew: speed, quality
+
+Claims, of training: at least 1.5 times as many steps a CPU second at width 256 and more than 1 time above; of sampling:
+at least 4 times as many transitions a CPU second with a dynamics error that is not worse; of quality at width 256 after
+10,000 steps: HalfCheetah dynamics error at most .12 and marginals at least .965, Hopper dynamics error at most .003,
+nearest rows not below half the distance of held-out ones.
+
+The plain side is written down here from the paper (Lu et al., 2023) and Karras et al. (2022): a DataLoader of shuffled
+rows, standardised columns with the terminal among them, the loss weighted by lambda(sigma), AdamW, a cosine schedule,
+an average of the weights every ten steps, and stochastic Heun of 128 steps. It has the same network; the rest is shared
+with nothing. Data: recipes/transitions/collect.py, 20,000 rows of a task, of which 5,000 are held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from seeded_runs import ROOT, notes, processor
+from torch import Tensor, nn
+
+from dragon.synther import SampleConfig, Transitions, TransitionSpec, fit, preset, read_npz
+from dragon.synther.columns import Layout, fit_layout
+from dragon.synther.network import ResidualMLP
+from dragon.synther.quality import quality
+from dragon.synther.upsampler import finished, prepare
+
+RESULTS = ROOT / "benchmarks" / "results" / "upsampling"
+TASKS = ("HalfCheetah-v5", "Hopper-v5")
+SIDES = {"plain": "published loop", "ours": "dragon"}
+ROWS, HELD_OUT, STEPS, DRAWN = 20_000, 5_000, 10_000, 5_000
+RELEASED = TransitionSpec(flags="column", coding="plain")
+WIDTHS = {256: 400, 1024: 60, 2048: 20}  # steps of one round
+ROUNDS = 6
+
+
+# ---- the published loop
+
+
+def scale(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """c_skip, c_out, c_in, c_noise of EDM with sigma_data 1."""
+    square = sigma**2 + 1
+    return 1 / square, sigma / square.sqrt(), 1 / square.sqrt(), sigma.log() / 4
+
+
+def denoised(net: nn.Module, x: Tensor, sigma: Tensor) -> Tensor:
+    skip, out, inside, noise = scale(sigma)
+    result: Tensor = skip[:, None] * x + out[:, None] * net(inside[:, None] * x, noise)
+    return result
+
+
+class PlainLoop:
+    """Network, average and optimiser; `train(steps)` takes so many steps more."""
+
+    def __init__(self, rows: Tensor, width: int, inner: int, seed: int, total: int) -> None:
+        torch.manual_seed(seed)
+        self.net = ResidualMLP(rows.shape[1], width=width, inner=inner, depth=6)
+        self.average = copy.deepcopy(self.net)
+        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, total)
+        self._batches = self._endless(torch.utils.data.TensorDataset(rows))
+        self.step = 0
+
+    @staticmethod
+    def _endless(rows: torch.utils.data.TensorDataset) -> Iterator[Tensor]:
+        loader = torch.utils.data.DataLoader(rows, batch_size=256, shuffle=True)
+        while True:
+            for (batch,) in loader:
+                yield batch
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            x = next(self._batches)
+            sigma = (torch.randn(len(x)) * 1.2 - 1.2).exp()
+            estimate = denoised(self.net, x + sigma[:, None] * torch.randn_like(x), sigma)
+            weight = (sigma**2 + 1) / sigma**2
+            loss = (weight * (estimate - x).square().mean(1)).mean()
+            self.optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+            self.optimiser.step()
+            self.schedule.step()
+            if not math.isfinite(loss.item()):
+                raise RuntimeError("the loss is not finite")
+            self.step += 1
+            if self.step % 10 == 0:
+                with torch.no_grad():
+                    for kept, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                        kept.mul_(0.995).add_(now, alpha=0.005)
+
+    @torch.no_grad()
+    def sample(self, n: int, d: int, steps: int = 128) -> Tensor:
+        """(n, d) by stochastic Heun: Karras et al. (2022), algorithm 2."""
+        ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
+        levels = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        sigmas = [*levels.tolist(), 0.0]
+        gamma = min(80 / steps, math.sqrt(2) - 1)
+        x = sigmas[0] * torch.randn(n, d)
+        for now, then in zip(sigmas, sigmas[1:], strict=False):
+            up = now * (1 + gamma) if 0.05 <= now <= 50 else now
+            x = x + math.sqrt(up**2 - now**2) * 1.003 * torch.randn_like(x)
+            slope = (x - denoised(self.average, x, torch.full((n,), up))) / up
+            after = x + (then - up) * slope
+            if then > 0:
+                second = (after - denoised(self.average, after, torch.full((n,), then))) / then
+                after = x + (then - up) * (slope + second) / 2
+            x = after
+        return x
+
+
+def released(x: Tensor, layout: Layout, like: Transitions) -> Transitions:
+    """Rows in data units as the release gives them: terminals read at one half, nothing clipped."""
+    groups = {g.name: g for g in layout.groups}
+    table = np.tile(np.concatenate([np.array(g.mean) for g in layout.groups]), (len(x), 1))
+    for j, (name, i) in enumerate(layout.columns):
+        place = layout.names.index(name if groups[name].flat else f"{name}.{i}")
+        table[:, place] = x[:, j].double().numpy() * groups[name].scale[i] + groups[name].mean[i]
+    o, a = like.observations.shape[1], like.actions.shape[1]
+    seen, actions, rewards, after, over = np.split(table.astype(np.float32), np.cumsum([o, a, 1, o]), 1)
+    return Transitions(seen, actions, rewards[:, 0], after, over[:, 0] > 0.5)
+
+
+# ---- data
+
+
+def data(task: str, seed: int) -> tuple[Transitions, Transitions]:
+    """Rows of the fit and held-out ones; another split for each seed."""
+    file = ROOT / "runs" / "upsampling" / f"{task}.npz"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        script = ROOT / "recipes" / "transitions" / "collect.py"
+        subprocess.run([sys.executable, script, task, "--rows", str(ROWS), "--out", file], check=True)
+    every = read_npz(file)
+    order = np.random.default_rng(seed).permutation(len(every))
+    return every.rows(np.sort(order[HELD_OUT:])), every.rows(np.sort(order[:HELD_OUT]))
+
+
+# ---- speed
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process."""
+    before = time.process_time()
+    work()
+    return time.process_time() - before
+
+
+def speed() -> dict[str, Any]:
+    """Rounds of both sides in turn: CPU seconds of the same number of training steps, and of drawing rows."""
+    train, _ = data("HalfCheetah-v5", 0)
+    layout = fit_layout(train, RELEASED)
+    rows, _ = layout.encode(train)
+    found: dict[str, Any] = {
+        "machine": processor(),
+        "torch": torch.__version__,
+        "d": layout.d,
+        "training": {},
+        "sampling": {},
+    }
+    for width, steps in WIDTHS.items():
+        plain = PlainLoop(rows, width, 128, 0, 100_000)
+        ours, _, _ = prepare(train, RELEASED, preset("tiny", width=width, max_steps=100_000))
+        plain.train(20)
+        list(ours.steps(20))
+        rounds = []
+        for _ in range(ROUNDS):
+            a = seconds(lambda: plain.train(steps))
+            b = seconds(lambda: list(ours.steps(ours.step + steps)))
+            rounds.append([a / steps, b / steps])
+        found["training"][str(width)] = rounds
+        print(f"width {width}: {np.median([a / b for a, b in rounds]):.2f} times as many steps", flush=True)
+    plain = PlainLoop(rows, 256, 128, 0, 100_000)
+    ours, layout, _ = prepare(train, TransitionSpec(), preset("tiny"))
+    model = finished(ours, layout, None)
+    rounds = []
+    for seed in range(ROUNDS):
+        a = seconds(lambda: plain.sample(2048, rows.shape[1]))
+        b = seconds(lambda: model.sample(2048, seed=seed))
+        rounds.append([a / 2048, b / 2048])
+    found["sampling"] = rounds
+    print(f"sampling: {np.median([a / b for a, b in rounds]):.2f} times as many rows", flush=True)
+    return found
+
+
+# ---- quality
+
+
+def one(task: str, side: str, seed: int) -> dict[str, Any]:
+    """A fit and its figures."""
+    train, held_out = data(task, seed)
+    if side == "plain":
+        layout = fit_layout(train, RELEASED)
+        rows, _ = layout.encode(train)
+        loop = PlainLoop(rows, 256, 128, seed, STEPS)
+        fitting = seconds(lambda: loop.train(STEPS))
+        drawn: list[Tensor] = []
+        torch.manual_seed(1000 + seed)
+        drawing = seconds(lambda: drawn.append(loop.sample(DRAWN, rows.shape[1])))
+        new = released(drawn[0], layout, train)
+    else:
+        before = time.process_time()
+        model = fit(train, TransitionSpec(), preset("tiny", max_steps=STEPS, seed=seed))
+        fitting = time.process_time() - before
+        layout = model.layout
+        before = time.process_time()
+        new = model.sample(DRAWN, seed=1000 + seed, sampling=SampleConfig())
+        drawing = time.process_time() - before
+    figures = quality(new, train, held_out, layout, environment=task, seed=seed).figures
+    dynamics = figures["dynamics"]
+    flag = figures["flags"].get("terminals")
+    return {
+        "task": task,
+        "side": side,
+        "seed": seed,
+        "machine": processor(),
+        "training_seconds": fitting,
+        "sampling_seconds": drawing,
+        "error": dynamics["error"]["new"],
+        "reward_error": dynamics["reward_error"]["new"],
+        "marginal": figures["similarity"]["new"],
+        "ceiling": figures["similarity"]["real"],
+        "nearest": figures["nearest"]["ratio"]["new"],
+        "inside": figures["bounds"]["inside_box"],
+        "terminal_rate": None if flag is None else flag["new"],
+        "data_rate": None if flag is None else flag["data"],
+        "recall": dynamics["terminal_recall"]["new"],
+    }
+
+
+def kept(task: str, side: str, seed: int) -> Path:
+    return RESULTS / f"{task}_{side}_{seed}.json"
+
+
+def run_quality(seeds: int, workers: int) -> None:
+    wanted = [(task, side, seed) for seed in range(seeds) for task in TASKS for side in SIDES]
+    for task in TASKS:
+        data(task, 0)  # made once, before processes could make it at once
+
+    def job(what: tuple[str, str, int]) -> None:
+        if not kept(*what).exists():
+            words = [sys.executable, __file__, "--one", *map(str, what)]
+            subprocess.run(words, check=True, cwd=ROOT)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(job, wanted))
+
+
+# ---- page
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval, Student's."""
+    x = np.asarray(values)
+    half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+    return float(x.mean()), half
+
+
+def ratio(rounds: list[list[float]]) -> str:
+    """Of CPU seconds, plain over ours: the geometric mean of rounds and its interval."""
+    middle, half = interval([math.log(a / b) for a, b in rounds])
+    return f"{math.exp(middle):.2f} [{math.exp(middle - half):.2f}, {math.exp(middle + half):.2f}]"
+
+
+def shown(runs: list[dict[str, Any]], key: str, digits: int) -> str:
+    values = [run[key] for run in runs if run[key] is not None and math.isfinite(run[key])]
+    if not values:
+        return "-"
+    middle, half = interval(values)
+    return f"{middle:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
+
+
+def page() -> str:
+    lines = [
+        "# Upsampling beside the published loop",
+        "",
+        "Made by `python benchmarks/upsampling.py`, one thread; the plain side is written down there from the paper.",
+        "",
+    ]
+    file = RESULTS / "speed.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        lines += [
+            "## Speed",
+            "",
+            f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of both sides "
+            "in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+            "",
+            "| | published loop | dragon | times as fast |",
+            "| --- | --- | --- | --- |",
+        ]
+        for width, rounds in found["training"].items():
+            a, b = (1 / np.median([r[side] for r in rounds]) for side in (0, 1))
+            lines.append(f"| training, width {width}: steps a CPU second | {a:.1f} | {b:.1f} | {ratio(rounds)} |")
+        rounds = found["sampling"]
+        a, b = (1 / np.median([r[side] for r in rounds]) for side in (0, 1))
+        text = "| sampling, width 256: rows a CPU second, 255 calls of the network against 63"
+        lines += [f"{text} | {a:.0f} | {b:.0f} | {ratio(rounds)} |", ""]
+    runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_*_[0-9].json"))]
+    if runs:
+        lines += [
+            "## Quality",
+            "",
+            f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds (of "
+            "split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); mean "
+            "squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out rows. "
+            "Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of truly "
+            "terminal rows that are flagged.",
+            "",
+            "| task | side | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall | nearest | "
+            "actions in the box | CPU s of training | of drawing |",
+            "| " + "--- | " * 12,
+        ]
+        for task in TASKS:
+            for side, name in SIDES.items():
+                part = [run for run in runs if (run["task"], run["side"]) == (task, side)]
+                if not part:
+                    continue
+                cells = [
+                    task,
+                    name,
+                    str(len(part)),
+                    shown(part, "error", 4),
+                    shown(part, "reward_error", 4),
+                    f"{shown(part, 'marginal', 3)} ({shown(part, 'ceiling', 3)})",
+                    f"{shown(part, 'terminal_rate', 4)} ({shown(part, 'data_rate', 4)})",
+                    shown(part, "recall", 2),
+                    shown(part, "nearest", 2),
+                    shown(part, "inside", 3),
+                    shown(part, "training_seconds", 0),
+                    shown(part, "sampling_seconds", 1),
+                ]
+                lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines) + notes("upsampling")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("speed", "quality"), help="only that part; default: what is missing of both")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--one", nargs=3, metavar=("TASK", "SIDE", "SEED"), help="one run of the quality table")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        task, side, seed = options.one
+        found = one(task, side, int(seed))
+        kept(task, side, int(seed)).write_text(json.dumps(found) + "\n", encoding="utf-8")
+        print(json.dumps(found), flush=True)
+        return
+    if options.part == "speed" or (options.part is None and not (RESULTS / "speed.json").exists()):
+        (RESULTS / "speed.json").write_text(json.dumps(speed()) + "\n", encoding="utf-8")
+    if options.part != "speed":
+        run_quality(options.seeds, options.workers)
+    (ROOT / "docs" / "upsampling.md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
