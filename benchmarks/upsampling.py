@@ -23,7 +23,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,15 @@ def data(task: str, seed: int) -> tuple[Transitions, Transitions]:
 # ---- speed
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of this process."""
-    before = time.process_time()
-    work()
-    return time.process_time() - before
+class Clock:
+    """CPU seconds of this process inside a `with`."""
+
+    def __enter__(self) -> Clock:
+        self._start = time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.process_time() - self._start
 
 
 def speed() -> dict[str, Any]:
@@ -179,9 +183,11 @@ def speed() -> dict[str, Any]:
         list(ours.steps(20))
         rounds = []
         for _ in range(ROUNDS):
-            a = seconds(lambda: plain.train(steps))
-            b = seconds(lambda: list(ours.steps(ours.step + steps)))
-            rounds.append([a / steps, b / steps])
+            with Clock() as theirs:
+                plain.train(steps)
+            with Clock() as mine:
+                list(ours.steps(ours.step + steps))
+            rounds.append([theirs.seconds / steps, mine.seconds / steps])
         found["training"][str(width)] = rounds
         print(f"width {width}: {np.median([a / b for a, b in rounds]):.2f} times as many steps", flush=True)
     plain = PlainLoop(rows, 256, 128, 0, 100_000)
@@ -189,9 +195,11 @@ def speed() -> dict[str, Any]:
     model = finished(ours, layout, None)
     rounds = []
     for seed in range(ROUNDS):
-        a = seconds(lambda: plain.sample(2048, rows.shape[1]))
-        b = seconds(lambda: model.sample(2048, seed=seed))
-        rounds.append([a / 2048, b / 2048])
+        with Clock() as theirs:
+            plain.sample(2048, rows.shape[1])
+        with Clock() as mine:
+            model.sample(2048, seed=seed)
+        rounds.append([theirs.seconds / 2048, mine.seconds / 2048])
     found["sampling"] = rounds
     print(f"sampling: {np.median([a / b for a, b in rounds]):.2f} times as many rows", flush=True)
     return found
@@ -207,19 +215,18 @@ def one(task: str, side: str, seed: int) -> dict[str, Any]:
         layout = fit_layout(train, RELEASED)
         rows, _ = layout.encode(train)
         loop = PlainLoop(rows, 256, 128, seed, STEPS)
-        fitting = seconds(lambda: loop.train(STEPS))
-        drawn: list[Tensor] = []
+        with Clock() as fitting:
+            loop.train(STEPS)
         torch.manual_seed(1000 + seed)
-        drawing = seconds(lambda: drawn.append(loop.sample(DRAWN, rows.shape[1])))
-        new = released(drawn[0], layout, train)
+        with Clock() as drawing:
+            drawn = loop.sample(DRAWN, rows.shape[1])
+        new = released(drawn, layout, train)
     else:
-        before = time.process_time()
-        model = fit(train, TransitionSpec(), preset("tiny", max_steps=STEPS, seed=seed))
-        fitting = time.process_time() - before
+        with Clock() as fitting:
+            model = fit(train, TransitionSpec(), preset("tiny", max_steps=STEPS, seed=seed))
         layout = model.layout
-        before = time.process_time()
-        new = model.sample(DRAWN, seed=1000 + seed, sampling=SampleConfig())
-        drawing = time.process_time() - before
+        with Clock() as drawing:
+            new = model.sample(DRAWN, seed=1000 + seed, sampling=SampleConfig())
     figures = quality(new, train, held_out, layout, environment=task, seed=seed).figures
     dynamics = figures["dynamics"]
     flag = figures["flags"].get("terminals")
@@ -228,8 +235,8 @@ def one(task: str, side: str, seed: int) -> dict[str, Any]:
         "side": side,
         "seed": seed,
         "machine": processor(),
-        "training_seconds": fitting,
-        "sampling_seconds": drawing,
+        "training_seconds": fitting.seconds,
+        "sampling_seconds": drawing.seconds,
         "error": dynamics["error"]["new"],
         "reward_error": dynamics["reward_error"]["new"],
         "marginal": figures["similarity"]["new"],
@@ -297,8 +304,8 @@ def page() -> str:
         lines += [
             "## Speed",
             "",
-            f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of both sides "
-            "in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+            f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of "
+            "both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
             "",
             "| | published loop | dragon | times as fast |",
             "| --- | --- | --- | --- |",
@@ -315,9 +322,9 @@ def page() -> str:
         lines += [
             "## Quality",
             "",
-            f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds (of "
-            "split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); mean "
-            "squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out rows. "
+            f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds "
+            "(of split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); "
+            "mean squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out rows. "
             "Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of truly "
             "terminal rows that are flagged.",
             "",
