@@ -324,9 +324,9 @@ def page() -> str:
             "",
             f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds "
             "(of split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); "
-            "mean squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out rows. "
-            "Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of truly "
-            "terminal rows that are flagged.",
+            "mean squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out "
+            "rows. Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of "
+            "truly terminal rows that are flagged.",
             "",
             "| task | side | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall | nearest | "
             "actions in the box | CPU s of training | of drawing |",
