@@ -1,7 +1,8 @@
 # setup  everything that development needs, in .venv      demo      tune the built-in model and show that it got better
-# test   fast tests (under 10 minutes on 2 cores)          test-all  the slow ones too
+# test   fast tests (under 10 minutes on 2 cores)          test-all  the slow ones too; WORKERS=2 processes
 # check  format, lint, types and tests, as CI runs them
 PYTHON ?= python3.11
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 DEV := $(VENV)/.dev
@@ -34,11 +35,13 @@ demo: $(BIN)/python
 	@$(HAS_RUNTIME) || $(BIN)/python -m pip install -q --disable-pip-version-check -e . --config-settings editable_mode=strict
 	$(MALLOC) HF_HUB_OFFLINE=1 $(BIN)/python -m dragon train configs/demo.yaml $(ARGS)
 
+# one thread a process: threads of two processes that wait for each other take many times as long
 test: $(DEV)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-all: $(DEV)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "slow or not slow" --timeout=3600 $(ARGS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+		-m "slow or not slow" --timeout=3600 $(ARGS)
 
 # the authors' CLAP package beside our readers of its weights: needs numpy below 2, so an environment of its own
 test-laion:
