@@ -105,7 +105,7 @@ def test_built_in_training_and_test_prompts_do_not_overlap() -> None:
         ("a.json", '["a", {"prompt": "b", "x": 1}]', "row 2: the keys differ from the first prompt's: x"),
         ("a.json", "[" * 100_000, "cannot be read"),
         ("a.json", '["a"', "not JSON"),
-        ("a.yaml", "- a", "expected a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, or mini:train"),
+        ("a.yaml", "- a", "expected a .txt, .csv, .jsonl or .json file, a folder saved by `datasets`, mini:train"),
     ],
 )
 def test_a_broken_file_says_what_is_wrong_and_where(tmp_path: Path, name: str, text: str, message: str) -> None:
