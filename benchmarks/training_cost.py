@@ -258,13 +258,15 @@ def keep(name: str, found: dict[str, Any]) -> None:
 
 def page(kept: Mapping[str, dict[str, Any]]) -> str:
     """docs/training_cost.md of the parts that are there."""
-    some = next(iter(kept.values()))
+    some, config = next(iter(kept.values())), load(CONFIG)
+    rollout, update = config.rollout, config.update
     lines = [
         "# What a training iteration costs",
         "",
         f"Made by `python benchmarks/training_cost.py` on {some['machine']}, one thread a process; "
-        f"{some['versions']}. Runs of `{CONFIG.relative_to(ROOT)}`: 16 prompts, 4 samples each, 8 solver steps with "
-        "guidance, 3 updates of 24 pairs, network in bfloat16. The start of a run is left out: its first "
+        f"{some['versions']}. Runs of `{CONFIG.relative_to(ROOT)}`: {rollout.prompts_per_step} prompts, "
+        f"{config.num_generations} samples each, {rollout.steps} solver steps with guidance, {update.updates_per_step} "
+        f"updates of {update.pairs_per_update} pairs, network in float32. The start of a run is left out: its first "
         "step, where stages are timed its first two.",
     ]
     found = {kind: kept[f"stages_{kind}"] for kind in KINDS if f"stages_{kind}" in kept}
