@@ -15,21 +15,22 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from dragon.diffusion import Denoiser, Guided, karras_sigmas, lognormal_sigmas
+from dragon.diffusion import Denoiser, Guided, SeededNoise, lognormal_sigmas
 from dragon.errors import ConfigError, ShapeError
 from dragon.media import Cond, Generation, Media
-from dragon.policy.base import DiffusionPolicy, Sampler, check_sampler, solve
+from dragon.policy.base import DiffusionPolicy
 from dragon.policy.tuning import FullTuning
-from dragon.synther import Transitions, Upsampler
+from dragon.synther import SampleConfig, Transitions, Upsampler
 from dragon.synther.columns import Layout
-from dragon.synther.sampling import DETERMINISTIC
+from dragon.synther.sampling import solve
 
 
 class TransitionPolicy(DiffusionPolicy):
     """An `Upsampler`, of which all weights are trained.
 
     folder: where one was saved (`model/` of a run of `dragon upsample`), or one in memory, whose network is taken over.
-    sampler: of roll-outs; their levels are those of `SampleConfig`. clamp: keeps estimates inside the data's bounds.
+    sampler: of roll-outs, see `SampleConfig`, as is their levels' range; "churn" is the paper's. clamp: keeps estimates
+    inside the data's bounds.
     sigma_mean, sigma_std: of the logarithm of the noise levels that training draws; None: those of the fit.
 
     Prompts are words. `terminals=1` (any flag that is a condition, by its name) and `score=2.5` (in the data's unit)
@@ -47,7 +48,7 @@ class TransitionPolicy(DiffusionPolicy):
         folder: str | Upsampler,
         *,
         tuning: Literal["lora", "full"] = "full",
-        sampler: Sampler = "heun",
+        sampler: Literal["heun", "dpmpp_2m", "euler", "churn"] = "heun",
         clamp: bool = True,
         sigma_mean: float | None = None,
         sigma_std: float | None = None,
@@ -55,9 +56,8 @@ class TransitionPolicy(DiffusionPolicy):
     ) -> None:
         if tuning != "full":
             raise ConfigError(f"tuning.kind is {tuning!r}; a model of transitions is small: expected 'full'")
-        check_sampler(sampler)
         self.upsampler = Upsampler.load(folder, device) if isinstance(folder, str) else folder
-        backbone = _Rows(self.upsampler, sampler, clamp, sigma_mean, sigma_std)
+        backbone = _Rows(self.upsampler, SampleConfig(sampler, clamp=clamp), sigma_mean, sigma_std)
         super().__init__(backbone, FullTuning(self.upsampler.net, config=""))
 
     def decode(self, generation: Generation) -> Media:
@@ -116,12 +116,11 @@ class _Rows:
     def __init__(
         self,
         model: Upsampler,
-        sampler: Sampler,
-        clamp: bool,
+        sampling: SampleConfig,
         sigma_mean: float | None,
         sigma_std: float | None,
     ) -> None:
-        self._model, self._sampler, self._clamp = model, sampler, clamp
+        self._model, self._sampling = model, sampling
         self._mean = model.config.sigma_mean if sigma_mean is None else sigma_mean
         self._std = model.config.sigma_std if sigma_std is None else sigma_std
         if not self._std > 0:
@@ -167,18 +166,16 @@ class _Rows:
         raise AssertionError("rows are decoded with their flags, by the policy")
 
     def rollout(self, cond: Cond, empty: Cond, seeds: Sequence[int], *, steps: int, guidance: float) -> Tensor:
-        layout, denoise = self._model.layout, self.denoiser
+        layout, sampling = self._model.layout, replace(self._sampling, steps=steps)
         unscored = cond.tensors["row"].clone()
         unscored[:, layout.c :] = 0.0  # the same flags, no score
-        guided = Guided(denoise, Cond({"row": unscored}), guidance, cat=Cond.cat)
+        guided = Guided(self.denoiser, Cond({"row": unscored}), guidance, cat=Cond.cat)
 
-        def clean(x: Tensor, sigma: Tensor, given: Cond) -> Tensor:
-            found = guided(x, sigma, given)
-            return layout.clamp(found) if self._clamp else found
+        def clean(x: Tensor, sigma: Tensor, _: object) -> Tensor:
+            found = guided(x, sigma, cond)
+            return layout.clamp(found) if sampling.clamp else found
 
-        levels = DETERMINISTIC
-        sigmas = karras_sigmas(steps, levels.sigma_min, levels.sigma_max, levels.rho).to(self.device)
-        return solve(self._sampler, clean, cond, seeds, sigmas, self.event_shape, self.device)
+        return solve(clean, SeededNoise(seeds), layout.d, sampling, self.device)
 
     def draw_sigmas(self, count: int, generator: Generator) -> Tensor:
         return lognormal_sigmas(count, generator, self._mean, self._std)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragon.diffusion import SeededNoise, churn, dpmpp_2m, euler, heun, karras_sigmas, last
+from dragon.diffusion import NoiseSource, SeededNoise, churn, dpmpp_2m, euler, heun, karras_sigmas, last
 from dragon.errors import ConfigError
 
 BLOCK = 1024
@@ -59,13 +59,13 @@ PAPER_SAMPLING = SampleConfig(sampler="churn", steps=128, clamp=False)
 
 def solve(
     denoise: Denoise,
-    noise: BlockNoise,
+    noise: NoiseSource,
     d: int,
     sampling: SampleConfig,
     device: torch.device,
     given: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """(b, d) rows from noise.
+    """(b, d) rows from noise, as many as it draws.
 
     given: rows (b, d) and a mask (d,) of their columns that are known; denoise is then one of rows whose known columns
     are estimated as what they are, by a network that is told them. They start at their values and noise and so stay at

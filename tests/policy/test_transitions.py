@@ -52,6 +52,18 @@ def test_rows_are_those_of_the_upsampler_for_the_same_noise():
     np.testing.assert_allclose(rows.next_observations, again.next_observations, rtol=1e-6)
 
 
+def test_the_papers_sampler_gives_rows_that_do_not_depend_on_their_batch():
+    ours = policy(sampler="churn", clamp=False)
+    made = ours.generate(["row terminals=0"] * 4, [1, 2, 3, 4], steps=16, guidance=1.0).latents
+    alone = ours.generate(["row terminals=0"], [3], steps=16, guidance=1.0).latents
+    torch.testing.assert_close(made[2:3], alone, rtol=1e-4, atol=1e-4)
+    assert (
+        float((policy().generate(["row terminals=0"], [3], steps=16, guidance=1.0).latents - alone).abs().max()) > 0.01
+    )
+    with pytest.raises(ConfigError, match="sampler is 'ddim'"):
+        policy(sampler="ddim")
+
+
 def test_clips_hold_transitions_whole():
     data, layout = system(50), fitted().layout
     back = transitions_of(media_of(data, layout), layout)
