@@ -1,6 +1,6 @@
 """Every notebook runs from top to bottom, ends in a picture, and is kept without outputs.
 
-Those that train start from a configuration and leave weights.
+Those that tune start from a configuration and leave weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FAST = ("first_run",)
 """Seconds; all others are slow tests."""
-WITHOUT_TRAINING = ("scores_of_your_folders",)
+WITHOUT_TRAINING = ("scores_of_your_folders", "transitions")
 
 
 def cases() -> list[Any]:

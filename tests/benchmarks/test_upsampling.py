@@ -70,7 +70,7 @@ def test_its_sampler_walks_down_karras_levels(upsampling: Any, monkeypatch: pyte
 def test_the_page_shows_means_over_seeds(upsampling: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upsampling, "RESULTS", tmp_path)
     for seed, error in enumerate((0.1, 0.2, 0.3)):
-        run = dict.fromkeys(("reward_error", "marginal", "ceiling", "nearest", "inside"), 0.9)
+        run: dict[str, Any] = dict.fromkeys(("reward_error", "marginal", "ceiling", "nearest", "inside"), 0.9)
         run |= {"task": "Hopper-v5", "side": "ours", "seed": seed, "error": error, "recall": float("nan")}
         run |= {"terminal_rate": None, "data_rate": None, "training_seconds": 10.0, "sampling_seconds": 1.0}
         (tmp_path / f"Hopper-v5_ours_{seed}.json").write_text(json.dumps(run))

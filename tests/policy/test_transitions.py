@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from tests.synther.linear_system import QUICK, fitted, system
 WORDS = ("row 0", "row 1", "row 2")
 
 
-def policy(scored: bool = False, **options: object) -> TransitionPolicy:
+def policy(scored: bool = False, **options: Any) -> TransitionPolicy:
     return TransitionPolicy(copy.deepcopy(fitted(scored)), **options)
 
 
