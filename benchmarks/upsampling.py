@@ -8,146 +8,35 @@ at least 4 times as many transitions a CPU second with a dynamics error that is 
 10,000 steps: HalfCheetah dynamics error at most .12 and marginals at least .965, Hopper dynamics error at most .003,
 nearest rows not below half the distance of held-out ones.
 
-The plain side is written down here from the paper (Lu et al., 2023) and Karras et al. (2022): a DataLoader of shuffled
-rows, standardised columns with the terminal among them, the loss weighted by lambda(sigma), AdamW, a cosine schedule,
-an average of the weights every ten steps, and stochastic Heun of 128 steps. It has the same network; the rest is shared
-with nothing. Data: recipes/transitions/collect.py, 20,000 rows of a task, of which 5,000 are held out.
+The plain side is `published_loop.py`, written down there from the paper. Data: recipes/transitions/collect.py, 20,000
+rows of a task, of which 5,000 are held out.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t as student
+from published_loop import HELD_OUT, RELEASED, ROWS, PlainLoop, data, interval, released, run_missing, shown
 from seeded_runs import ROOT, notes, processor
-from torch import Tensor, nn
 
-from dragon.synther import SampleConfig, Transitions, TransitionSpec, fit, preset, read_npz
-from dragon.synther.columns import Layout, fit_layout
-from dragon.synther.network import ResidualMLP
+from dragon.synther import SampleConfig, TransitionSpec, fit, preset
+from dragon.synther.columns import fit_layout
 from dragon.synther.quality import quality
 from dragon.synther.upsampler import finished, prepare
 
 RESULTS = ROOT / "benchmarks" / "results" / "upsampling"
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
 SIDES = {"plain": "published loop", "ours": "dragon"}
-ROWS, HELD_OUT, STEPS, DRAWN = 20_000, 5_000, 10_000, 5_000
-RELEASED = TransitionSpec(flags="column", coding="plain")
+STEPS, DRAWN = 10_000, 5_000
 WIDTHS = {256: 400, 1024: 60, 2048: 20}  # steps of one round
 ROUNDS = 6
-
-
-# ---- the published loop
-
-
-def scale(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise of EDM with sigma_data 1."""
-    square = sigma**2 + 1
-    return 1 / square, sigma / square.sqrt(), 1 / square.sqrt(), sigma.log() / 4
-
-
-def denoised(net: nn.Module, x: Tensor, sigma: Tensor) -> Tensor:
-    skip, out, inside, noise = scale(sigma)
-    result: Tensor = skip[:, None] * x + out[:, None] * net(inside[:, None] * x, noise)
-    return result
-
-
-class PlainLoop:
-    """Network, average and optimiser; `train(steps)` takes so many steps more."""
-
-    def __init__(self, rows: Tensor, width: int, inner: int, seed: int, total: int) -> None:
-        torch.manual_seed(seed)
-        self.net = ResidualMLP(rows.shape[1], width=width, inner=inner, depth=6)
-        self.average = copy.deepcopy(self.net)
-        self.optimiser = torch.optim.AdamW(self.net.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.0)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, total)
-        self._batches = self._endless(torch.utils.data.TensorDataset(rows))
-        self.step = 0
-
-    @staticmethod
-    def _endless(rows: torch.utils.data.TensorDataset) -> Iterator[Tensor]:
-        loader = torch.utils.data.DataLoader(rows, batch_size=256, shuffle=True)
-        while True:
-            for (batch,) in loader:
-                yield batch
-
-    def train(self, steps: int) -> None:
-        for _ in range(steps):
-            x = next(self._batches)
-            sigma = (torch.randn(len(x)) * 1.2 - 1.2).exp()
-            estimate = denoised(self.net, x + sigma[:, None] * torch.randn_like(x), sigma)
-            weight = (sigma**2 + 1) / sigma**2
-            loss = (weight * (estimate - x).square().mean(1)).mean()
-            self.optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-            self.optimiser.step()
-            self.schedule.step()
-            if not math.isfinite(loss.item()):
-                raise RuntimeError("the loss is not finite")
-            self.step += 1
-            if self.step % 10 == 0:
-                with torch.no_grad():
-                    for kept, now in zip(self.average.parameters(), self.net.parameters(), strict=True):
-                        kept.mul_(0.995).add_(now, alpha=0.005)
-
-    @torch.no_grad()
-    def sample(self, n: int, d: int, steps: int = 128) -> Tensor:
-        """(n, d) by stochastic Heun: Karras et al. (2022), algorithm 2."""
-        ramp = torch.arange(steps, dtype=torch.float64) / (steps - 1)
-        levels = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-        sigmas = [*levels.tolist(), 0.0]
-        gamma = min(80 / steps, math.sqrt(2) - 1)
-        x = sigmas[0] * torch.randn(n, d)
-        for now, then in zip(sigmas, sigmas[1:], strict=False):
-            up = now * (1 + gamma) if 0.05 <= now <= 50 else now
-            x = x + math.sqrt(up**2 - now**2) * 1.003 * torch.randn_like(x)
-            slope = (x - denoised(self.average, x, torch.full((n,), up))) / up
-            after = x + (then - up) * slope
-            if then > 0:
-                second = (after - denoised(self.average, after, torch.full((n,), then))) / then
-                after = x + (then - up) * (slope + second) / 2
-            x = after
-        return x
-
-
-def released(x: Tensor, layout: Layout, like: Transitions) -> Transitions:
-    """Rows in data units as the release gives them: terminals read at one half, nothing clipped."""
-    groups = {g.name: g for g in layout.groups}
-    table = np.tile(np.concatenate([np.array(g.mean) for g in layout.groups]), (len(x), 1))
-    for j, (name, i) in enumerate(layout.columns):
-        place = layout.names.index(name if groups[name].flat else f"{name}.{i}")
-        table[:, place] = x[:, j].double().numpy() * groups[name].scale[i] + groups[name].mean[i]
-    o, a = like.observations.shape[1], like.actions.shape[1]
-    seen, actions, rewards, after, over = np.split(table.astype(np.float32), np.cumsum([o, a, 1, o]), 1)
-    return Transitions(seen, actions, rewards[:, 0], after, over[:, 0] > 0.5)
-
-
-# ---- data
-
-
-def data(task: str, seed: int) -> tuple[Transitions, Transitions]:
-    """Rows of the fit and held-out ones; another split for each seed."""
-    file = ROOT / "runs" / "upsampling" / f"{task}.npz"
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        script = ROOT / "recipes" / "transitions" / "collect.py"
-        subprocess.run([sys.executable, script, task, "--rows", str(ROWS), "--out", file], check=True)
-    every = read_npz(file)
-    order = np.random.default_rng(seed).permutation(len(every))
-    return every.rows(np.sort(order[HELD_OUT:])), every.rows(np.sort(order[:HELD_OUT]))
 
 
 # ---- speed
@@ -258,23 +147,10 @@ def run_quality(seeds: int, workers: int) -> None:
     for task in TASKS:
         data(task, 0)  # made once, before processes could make it at once
 
-    def job(what: tuple[str, str, int]) -> None:
-        if not kept(*what).exists():
-            words = [sys.executable, __file__, "--one", *map(str, what)]
-            subprocess.run(words, check=True, cwd=ROOT)
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(job, wanted))
+    run_missing(__file__, wanted, kept, workers)
 
 
 # ---- page
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval, Student's."""
-    x = np.asarray(values)
-    half = float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
-    return float(x.mean()), half
 
 
 def ratio(rounds: list[list[float]]) -> str:
@@ -283,19 +159,11 @@ def ratio(rounds: list[list[float]]) -> str:
     return f"{math.exp(middle):.2f} [{math.exp(middle - half):.2f}, {math.exp(middle + half):.2f}]"
 
 
-def shown(runs: list[dict[str, Any]], key: str, digits: int) -> str:
-    values = [run[key] for run in runs if run[key] is not None and math.isfinite(run[key])]
-    if not values:
-        return "-"
-    middle, half = interval(values)
-    return f"{middle:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
-
-
 def page() -> str:
     lines = [
         "# Upsampling beside the published loop",
         "",
-        "Made by `python benchmarks/upsampling.py`, one thread; the plain side is written down there from the paper.",
+        "Made by `python benchmarks/upsampling.py`, one thread; the plain side is `benchmarks/published_loop.py`.",
         "",
     ]
     file = RESULTS / "speed.json"
@@ -341,15 +209,15 @@ def page() -> str:
                     task,
                     name,
                     str(len(part)),
-                    shown(part, "error", 4),
-                    shown(part, "reward_error", 4),
+                    shown([run["error"] for run in part], 4),
+                    shown([run["reward_error"] for run in part], 4),
                     f"{shown(part, 'marginal', 3)} ({shown(part, 'ceiling', 3)})",
                     f"{shown(part, 'terminal_rate', 4)} ({shown(part, 'data_rate', 4)})",
-                    shown(part, "recall", 2),
-                    shown(part, "nearest", 2),
-                    shown(part, "inside", 3),
-                    shown(part, "training_seconds", 0),
-                    shown(part, "sampling_seconds", 1),
+                    shown([run["recall"] for run in part], 2),
+                    shown([run["nearest"] for run in part], 2),
+                    shown([run["inside"] for run in part], 3),
+                    shown([run["training_seconds"] for run in part], 0),
+                    shown([run["sampling_seconds"] for run in part], 1),
                 ]
                 lines.append("| " + " | ".join(cells) + " |")
         lines.append("")

@@ -1,4 +1,4 @@
-"""benchmarks/upsampling.py: the published loop written down there is the published loop, and the page."""
+"""benchmarks/published_loop.py is the published loop; benchmarks/upsampling.py makes its page."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ from tests.synther.linear_system import system
 
 
 @pytest.fixture
+def loop(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    yield importlib.import_module("published_loop")
+
+
+@pytest.fixture
 def upsampling(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     yield importlib.import_module("upsampling")
 
 
-def test_its_scalings_are_those_of_the_shared_core(upsampling: Any) -> None:
+def test_its_scalings_are_those_of_the_shared_core(loop: Any) -> None:
     sigma, edm = torch.tensor([0.002, 0.5, 80.0]), EDM(1.0)
-    for mine, theirs in zip(upsampling.scale(sigma), (edm.c_skip, edm.c_out, edm.c_in, edm.c_noise), strict=True):
+    for mine, theirs in zip(loop.scale(sigma), (edm.c_skip, edm.c_out, edm.c_in, edm.c_noise), strict=True):
         torch.testing.assert_close(mine, theirs(sigma))
 
 
-def test_it_learns_and_its_rows_come_back_in_data_units(upsampling: Any) -> None:
+def test_it_learns_and_its_rows_come_back_in_data_units(loop: Any) -> None:
     data = system(2000)
-    layout = fit_layout(data, upsampling.RELEASED)
+    layout = fit_layout(data, loop.RELEASED)
     rows, _ = layout.encode(data)
-    loop = upsampling.PlainLoop(rows, 64, 64, 0, 600)
-    loop.train(600)
-    loop.average = loop.net  # of so short a fit the published average is mostly its random start
-    new = upsampling.released(loop.sample(1000, layout.d, steps=16), layout, data)
+    plain = loop.PlainLoop(rows, 64, 64, 0, 600)
+    plain.train(600)
+    plain.average = plain.net  # of so short a fit the published average is mostly its random start
+    new = loop.released(plain.sample(1000, layout.d, steps=16), layout, data)
     # s' = A s + B a: a line explains the new rows' next observations, as it does the data's
     known = np.concatenate([new.observations, new.actions], 1)
     left = new.next_observations - known @ np.linalg.lstsq(known, new.next_observations, rcond=None)[0]
@@ -44,24 +50,24 @@ def test_it_learns_and_its_rows_come_back_in_data_units(upsampling: Any) -> None
     assert abs(new.observations.std() - 1) < 0.3
 
 
-def test_rows_are_the_datas_own_where_nothing_was_drawn(upsampling: Any) -> None:
+def test_rows_are_the_datas_own_where_nothing_was_drawn(loop: Any) -> None:
     data = system(100)
-    layout = fit_layout(data, upsampling.RELEASED)
-    back = upsampling.released(layout.encode(data)[0], layout, data)
+    layout = fit_layout(data, loop.RELEASED)
+    back = loop.released(layout.encode(data)[0], layout, data)
     for name, value in data.arrays().items():
         np.testing.assert_allclose(back.arrays()[name], value, atol=1e-5, err_msg=name)
 
 
-def test_its_sampler_walks_down_karras_levels(upsampling: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_sampler_walks_down_karras_levels(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
 
     def clean(net: object, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         seen.append(float(sigma[0]))
         return torch.zeros_like(x)
 
-    monkeypatch.setattr(upsampling, "denoised", clean)
-    loop = upsampling.PlainLoop(torch.zeros(10, 2), 8, 8, 0, 10)
-    assert torch.count_nonzero(loop.sample(3, 2, steps=128)) == 0
+    monkeypatch.setattr(loop, "denoised", clean)
+    plain = loop.PlainLoop(torch.zeros(10, 2), 8, 8, 0, 10)
+    assert torch.count_nonzero(plain.sample(3, 2, steps=128)) == 0
     expected = karras_sigmas(128, 0.002, 80.0, 7.0)
     assert len(seen) == 255
     np.testing.assert_allclose(seen[1::2], expected[1:-1], rtol=1e-5)
