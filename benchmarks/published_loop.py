@@ -11,9 +11,10 @@ import copy
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,9 +143,9 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(x.mean()), half
 
 
-def shown(values: Sequence[float | None], digits: int) -> str:
-    """Mean ± half of the interval of the finite ones; "-" if there are none."""
-    finite = [value for value in values if value is not None and math.isfinite(value)]
+def shown(runs: Sequence[Mapping[str, Any]], key: str, digits: int) -> str:
+    """Mean ± half of the interval over the runs whose value is a finite number; "-" if there are none."""
+    finite = [run[key] for run in runs if run[key] is not None and math.isfinite(run[key])]
     if not finite:
         return "-"
     middle, half = interval(finite)

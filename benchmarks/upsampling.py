@@ -160,6 +160,7 @@ def ratio(rounds: list[list[float]]) -> str:
 
 
 def page() -> str:
+    """docs/upsampling.md of the parts that are there."""
     lines = [
         "# Upsampling beside the published loop",
         "",
@@ -168,60 +169,66 @@ def page() -> str:
     ]
     file = RESULTS / "speed.json"
     if file.exists():
-        found = json.loads(file.read_text())
-        lines += [
-            "## Speed",
-            "",
-            f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of "
-            "both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
-            "",
-            "| | published loop | dragon | times as fast |",
-            "| --- | --- | --- | --- |",
-        ]
-        for width, rounds in found["training"].items():
-            a, b = (1 / np.median([r[side] for r in rounds]) for side in (0, 1))
-            lines.append(f"| training, width {width}: steps a CPU second | {a:.1f} | {b:.1f} | {ratio(rounds)} |")
-        rounds = found["sampling"]
-        a, b = (1 / np.median([r[side] for r in rounds]) for side in (0, 1))
-        text = "| sampling, width 256: rows a CPU second, 255 calls of the network against 63"
-        lines += [f"{text} | {a:.0f} | {b:.0f} | {ratio(rounds)} |", ""]
+        lines += speed_lines(json.loads(file.read_text()))
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_*_[0-9].json"))]
     if runs:
-        lines += [
-            "## Quality",
-            "",
-            f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds "
-            "(of split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); "
-            "mean squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out "
-            "rows. Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of "
-            "truly terminal rows that are flagged.",
-            "",
-            "| task | side | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall | nearest | "
-            "actions in the box | CPU s of training | of drawing |",
-            "| " + "--- | " * 12,
-        ]
-        for task in TASKS:
-            for side, name in SIDES.items():
-                part = [run for run in runs if (run["task"], run["side"]) == (task, side)]
-                if not part:
-                    continue
-                cells = [
-                    task,
-                    name,
-                    str(len(part)),
-                    shown([run["error"] for run in part], 4),
-                    shown([run["reward_error"] for run in part], 4),
-                    f"{shown(part, 'marginal', 3)} ({shown(part, 'ceiling', 3)})",
-                    f"{shown(part, 'terminal_rate', 4)} ({shown(part, 'data_rate', 4)})",
-                    shown([run["recall"] for run in part], 2),
-                    shown([run["nearest"] for run in part], 2),
-                    shown([run["inside"] for run in part], 3),
-                    shown([run["training_seconds"] for run in part], 0),
-                    shown([run["sampling_seconds"] for run in part], 1),
-                ]
-                lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += quality_lines(runs)
     return "\n".join(lines) + notes("upsampling")
+
+
+def speed_lines(found: dict[str, Any]) -> list[str]:
+    lines = [
+        "## Speed",
+        "",
+        f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of both "
+        "sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+        "",
+        "| | published loop | dragon | times as fast |",
+        "| --- | --- | --- | --- |",
+    ]
+    sampling = "sampling, width 256: rows a CPU second, 255 calls of the network against 63"
+    measured = {f"training, width {w}: steps a CPU second": rounds for w, rounds in found["training"].items()}
+    for name, rounds in (measured | {sampling: found["sampling"]}).items():
+        rates = " | ".join(f"{1 / np.median([r[side] for r in rounds]):.1f}" for side in (0, 1))
+        lines.append(f"| {name} | {rates} | {ratio(rounds)} |")
+    return [*lines, ""]
+
+
+def quality_lines(runs: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "## Quality",
+        "",
+        f"Width 256, {STEPS:,} steps, {DRAWN:,} new rows; {ROWS - HELD_OUT:,} rows in the fit. Means over seeds (of "
+        "split, weights and samples) ± half of the 95 % interval. Dynamics: the simulator is put into (s, a); mean "
+        "squared error of s' over the variance of held-out rows. Marginal: mean of 1 - KS against held-out rows. "
+        "Nearest: median distance to the nearest row of the fit over that of held-out rows. Recall: share of truly "
+        "terminal rows that are flagged.",
+        "",
+        "| task | side | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall | nearest | "
+        "actions in the box | CPU s of training | of drawing |",
+        "| " + "--- | " * 12,
+    ]
+    for task in TASKS:
+        for side, name in SIDES.items():
+            part = [run for run in runs if (run["task"], run["side"]) == (task, side)]
+            if not part:
+                continue
+            cells = [
+                task,
+                name,
+                str(len(part)),
+                shown(part, "error", 4),
+                shown(part, "reward_error", 4),
+                f"{shown(part, 'marginal', 3)} ({shown(part, 'ceiling', 3)})",
+                f"{shown(part, 'terminal_rate', 4)} ({shown(part, 'data_rate', 4)})",
+                shown(part, "recall", 2),
+                shown(part, "nearest", 2),
+                shown(part, "inside", 3),
+                shown(part, "training_seconds", 0),
+                shown(part, "sampling_seconds", 1),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def main() -> None:
