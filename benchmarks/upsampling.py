@@ -180,8 +180,8 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
     lines = [
         "## Speed",
         "",
-        f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of both "
-        "sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+        f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of "
+        "both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
         "",
         "| | published loop | dragon | times as fast |",
         "| --- | --- | --- | --- |",
