@@ -173,8 +173,8 @@ def page() -> str:
         f"the published loop (width 256, {STEPS:,} steps) with the published sampler; {DRAWN:,} rows of it and of each "
         "tuned model. Means over seeds (of split, weights, samples) ± half of the 95 % interval. Dynamics and reward: "
         "mean squared error against the simulator over the variance of real rows. Marginal: mean of 1 - KS against "
-        f"real rows. Terminals: share of rows that are flagged ({rate:.4f} in the data), and of those that the simulator "
-        "ends; recall and precision of the flags against it. CPU s: of the tuning.",
+        f"real rows. Terminals: share of rows that are flagged ({rate:.4f} in the data), and of those that the "
+        "simulator ends; recall and precision of the flags against it. CPU s: of the tuning.",
         "",
         "| tuned toward | seeds | dynamics | reward | marginal | flagged | truly terminal | recall | precision "
         "| CPU s |",

@@ -330,9 +330,10 @@ def _set_problems(config: TrainConfig, rewards: Iterable[Any], prompts: int) -> 
     size = config.evaluation.set_size
     if not sets or prompts >= size * SMALLEST_SPLIT:
         return []
+    fitting = prompts // SMALLEST_SPLIT
     text = (
         f"{size} is too large for {prompts} held-out prompts: the win rate of {sets[0]!r} compares at least "
-        f"{SMALLEST_SPLIT} disjoint subsets; use {prompts // SMALLEST_SPLIT} or less, or more held-out prompts"
+        f"{SMALLEST_SPLIT} disjoint subsets; {f'use {fitting} or less, or' if fitting else 'use'} more held-out prompts"
     )
     return [Problem("evaluation.set_size", text)]
 

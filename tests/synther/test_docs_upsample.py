@@ -40,6 +40,6 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_flags_it_names_exist() -> None:
     known = {field.name for field in fields(UpsampleSettings)}
-    commands = re.sub(r"python recipes.*", "", TEXT)
+    commands = re.sub(r"(python recipes|dragon exemplars)(.*\\\n)*.*", "", TEXT)
     named = set(re.findall(r"--(\w+)", commands))
     assert len(named) > 10 and named <= known
