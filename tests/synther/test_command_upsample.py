@@ -68,6 +68,26 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
 # ---- the contract
 
 
+def test_hdf5_and_a_minari_folder_come_in_as_npz_does(folder: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    rows = system()
+    with h5py.File(folder / "d4rl.hdf5", "w") as file:
+        for name in ("observations", "actions", "rewards", "next_observations", "terminals"):
+            file[name] = rows[name]
+    (folder / "minari" / "data").mkdir(parents=True)
+    with h5py.File(folder / "minari" / "data" / "main_data.hdf5", "w") as file:
+        episode = file.create_group("episode_0")
+        episode["observations"] = np.concatenate([rows["observations"], rows["observations"][:1]])
+        for name in ("actions", "rewards"):
+            episode[name] = rows[name]
+        episode["terminations"] = rows["terminals"]
+        episode["truncations"] = np.zeros(len(rows["rewards"]), dtype=bool)
+    for source in ("d4rl.hdf5", "minari"):
+        assert upsample(folder, f"from_{source}.npz", *SMALL, *QUIET, source=source, samples=50) == 0
+        with np.load(folder / f"from_{source}.npz") as after:
+            assert after["next_observations"].shape == (50, 2) and after["observations"].dtype == np.float32
+
+
 def test_the_output_has_the_keys_types_and_box_of_the_input(folder: Path, whole: Path) -> None:
     with np.load(folder / "in.npz") as before, np.load(whole) as after:
         assert set(after.files) == set(before.files)
