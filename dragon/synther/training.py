@@ -48,7 +48,7 @@ class FitConfig:
     sigma_data: float = 1.0
     sigma_mean: float = -1.2
     sigma_std: float = 1.2
-    score_dropout: float = 0.1
+    score_dropout: float = 0.25
     predict_share: float = 0.0
     seed: int = 0
     device: str = "cpu"
