@@ -1,7 +1,7 @@
 """Policies: diffusion models that can be sampled and trained beside their frozen start.
 
-`base.DiffusionPolicy` is common to all; `toy` and `mini` each bring one model, `pipeline` any diffusers pipeline of a
-family that has its file here.
+`base.DiffusionPolicy` is common to all; `toy` and `mini` each bring one model, `transitions` any model of transitions
+that `dragon.synther` fitted, `pipeline` any diffusers pipeline of a family that has its file here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dragon.policy.base import Backbone, DiffusionPolicy
 from dragon.policy.mini import MiniPolicy
 from dragon.policy.pipeline import Family, PipelinePolicy
 from dragon.policy.toy import ToyPolicy
+from dragon.policy.transitions import TransitionPolicy
 from dragon.policy.tuning import FullTuning, LoraTuning, Tuning
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "MiniPolicy",
     "PipelinePolicy",
     "ToyPolicy",
+    "TransitionPolicy",
     "Tuning",
 ]
