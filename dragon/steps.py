@@ -62,12 +62,14 @@ def learn(
         interrupts.held() if save.sharded else nullcontext(),
         _logging(_trackers(config, trainer, start.folder) if processes.main else [], start.folder) as tracker,
     ):
+        logged = trainer.step
         try:
             if _due(config.eval_steps, trainer.step) and probe.step < trainer.step:
                 probe(trainer.step, trainer.ema_weights())
             for report in trainer.run():
                 with interrupts.held(), processes.together():
                     reason = _looked_at(report, run, tracker, start.folder) if processes.main else ""
+                    logged = report.step
                 save.rewards.append(report.reward)
                 if _due(config.eval_steps, trainer.step):
                     probe(trainer.step, trainer.ema_weights())
@@ -95,6 +97,9 @@ def learn(
                 raise error
         except KeyboardInterrupt:
             trainer.go_back()
+            made = trainer.report
+            if processes.main and made is not None and logged < made.step == trainer.step:
+                _log(made, tracker, start.folder)  # the signal came between a whole step and its line
             raise Interrupted(save.on_interrupt()) from None
 
 
@@ -191,9 +196,13 @@ def _logging(made: Sequence[Tracker], folder: Path) -> Iterator[Tracker]:
 
 def _looked_at(report: StepReport, run: Run, tracker: Tracker, folder: Path) -> str:
     """Logs the report and shows it to the callbacks; their reason to stop, if there is one."""
+    _log(report, tracker, folder)
+    return stopping_reason(run.callbacks, report)
+
+
+def _log(report: StepReport, tracker: Tracker, folder: Path) -> None:
     with writing("the log of a step", folder, _GO_ON):
         tracker.log(report)
-    return stopping_reason(run.callbacks, report)
 
 
 def _trackers(config: TrainConfig, trainer: Trainer, folder: Path) -> list[Tracker]:

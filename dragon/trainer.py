@@ -216,6 +216,7 @@ class Trainer:
         self._replay: list[PairPool] = []
         self._silence_told = False
         self._before: dict[str, Any] | None = None  # the last whole step, while another is made
+        self.report: StepReport | None = None  # of the last step made; one that was taken back is above `step`
 
     @property
     def objective(self) -> Objective:
@@ -235,7 +236,7 @@ class Trainer:
         last = self.settings.max_steps if steps is None else min(self.step + steps, self.settings.max_steps)
         while self.step < last:
             with self._whole_or_not():
-                report = self._one_step()
+                self.report = report = self._one_step()
             yield report
 
     def ema_weights(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dragon.diffusion.ema import Ema
 from dragon.errors import ConfigError, Unwritable
 from dragon.learner import Learner
 from dragon.runfolder import check_folder, what_cannot_be_equal
+from dragon.trainer import StepReport, Trainer
 
 VALUES: dict[str, object] = {
     "output_dir": "out",
@@ -155,6 +156,21 @@ def test_two_signals_while_a_checkpoint_is_written_wait_for_it(monkeypatch: pyte
         run.train(config(), say=lambda text: None)
     assert checkpoint.latest("out/checkpoints") == Path("out/checkpoints/step-000001")
     assert len(Path("out/log.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_signal_between_a_whole_step_and_its_line_loses_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps_of = Trainer.run
+
+    def struck(self: Trainer, *arguments: Any) -> Iterator[StepReport]:
+        for report in steps_of(self, *arguments):
+            if report.step == 2:
+                raise KeyboardInterrupt  # as the handler would, before the report is seen
+            yield report
+
+    monkeypatch.setattr(Trainer, "run", struck)
+    with pytest.raises(steps.Interrupted, match="saved out/checkpoints/step-000002"):
+        run.train(config(max_steps=5, save_steps=0), say=lambda text: None)
+    assert [json.loads(line)["step"] for line in Path("out/log.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_signal_while_a_failed_step_is_taken_back_does_not_save_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
