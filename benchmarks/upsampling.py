@@ -29,8 +29,8 @@ from seeded_runs import ROOT, notes, processor
 
 from dragon.synther import SampleConfig, TransitionSpec, fit, preset
 from dragon.synther.columns import fit_layout
+from dragon.synther.fitting import finished, prepare
 from dragon.synther.quality import quality
-from dragon.synther.upsampler import finished, prepare
 
 RESULTS = ROOT / "benchmarks" / "results" / "upsampling"
 TASKS = ("HalfCheetah-v5", "Hopper-v5")

@@ -7,11 +7,12 @@ average as the audio models (`dragon.diffusion`); knows no audio and no rewards 
 from __future__ import annotations
 
 from dragon.synther.columns import TransitionSpec
+from dragon.synther.fitting import fit
 from dragon.synther.readers import from_d3rlpy, from_stable_baselines3, read_transitions
 from dragon.synther.selection import likelihoods, select
 from dragon.synther.training import PRESETS, FitConfig, preset
 from dragon.synther.transitions import Transitions, read_npz, write_npz
-from dragon.synther.upsampler import PAPER_SAMPLING, SampleConfig, Upsampler, fit
+from dragon.synther.upsampler import PAPER_SAMPLING, SampleConfig, Upsampler
 
 __all__ = [
     "PAPER_SAMPLING",

@@ -24,12 +24,13 @@ from dragon.interrupts import Interrupts, one_interrupt
 from dragon.report.transitions import write_quality
 from dragon.synther.columns import Layout, TransitionSpec
 from dragon.synther.dynamics import simulate
+from dragon.synther.fitting import finished, prepare
 from dragon.synther.quality import ROWS, Quality, quality
 from dragon.synther.sampling import SampleConfig
 from dragon.synther.streaming import NpzWriter
 from dragon.synther.training import Fit, FitConfig, find_device, preset
 from dragon.synther.transitions import Array, Transitions
-from dragon.synther.upsampler import WEIGHTS, Upsampler, finished, prepare
+from dragon.synther.upsampler import WEIGHTS, Upsampler
 from dragon.upsample.data import Data, read_data
 from dragon.upsample.folder import VERSION, check_folder, load_checkpoint, open_folder, save_checkpoint
 from dragon.upsample.settings import UpsampleSettings

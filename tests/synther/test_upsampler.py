@@ -10,8 +10,8 @@ import torch
 
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.synther import PAPER_SAMPLING, SampleConfig, Transitions, TransitionSpec, Upsampler, fit
+from dragon.synther.fitting import prepare
 from dragon.synther.sampling import BLOCK
-from dragon.synther.upsampler import prepare
 from tests.synther.linear_system import QUICK, after, fitted, scores, system
 
 FAST = SampleConfig(steps=12, batch_size=BLOCK)
