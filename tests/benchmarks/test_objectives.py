@@ -82,7 +82,7 @@ def kept(seed: int, values: np.ndarray, judge: np.ndarray, **more: Any) -> dict[
     return {
         "settings": {"seed": seed, "learning_rate": 1e-3},
         "machine": "a machine",
-        "scores": {"clap_score": values.tolist(), "judge_score": judge.tolist()},
+        "scores": {"song_frechet": values.tolist()} | dict.fromkeys(("heard_disco", "clap_score"), judge.tolist()),
         "diversity": 0.5,
     } | more
 
@@ -100,16 +100,16 @@ def finished(objectives: Any, shift: float) -> list[list[dict[str, Any]]]:
 def test_a_lift_of_one_deviation_is_a_gain_of_one(objectives: Any) -> None:
     found = objectives.summaries(objectives.ROWS, finished(objectives, shift=1.0))
     row = found["rows"][0]
-    gain, low, high = row["gain"]["clap_score"]
+    gain, low, high = row["gain"]["song_frechet"]
     assert low < 1 < high and abs(gain - 1) < 0.2
-    assert row["gain"]["judge_score"][1] < 0 < row["gain"]["judge_score"][2]
+    assert row["gain"]["clap_score"][1] < 0 < row["gain"]["clap_score"][2]
     assert row["per_minute"][0] == pytest.approx(gain * 60 / 96)
     assert found["curve"][1]["seconds"] == pytest.approx(80 * 0.2)  # one more sample for each of 80 clips
 
 
 def test_the_gain_of_best_of_n_is_that_of_normal_order_statistics(objectives: Any) -> None:
     found = objectives.summaries(objectives.ROWS, finished(objectives, shift=0.0))
-    means = [point["gain"]["clap_score"][0] for point in found["curve"]]
+    means = [point["gain"]["song_frechet"][0] for point in found["curve"]]
     assert abs(means[0]) < 1e-12 and means == sorted(means)
     assert means[1] == pytest.approx(1 / np.sqrt(np.pi), abs=0.1)  # of 2
 
