@@ -357,9 +357,9 @@ def page(found: Mapping[str, Any]) -> str:
     lines = [
         "# What an objective gains a CPU-second",
         "",
-        f"Made by `python benchmarks/objectives.py` on {found['machine']}. The reward is minus the distance of a clip to "
-        "disco clips, in the codec's latents (per-song FAD); the prompts name no style. Two things are only watched: "
-        "whether a clip is heard as disco, by the built-in readers, and CLAP score, what the prompt asks for. "
+        f"Made by `python benchmarks/objectives.py` on {found['machine']}. The reward is minus the distance of a clip "
+        "to disco clips, in the codec's latents (per-song FAD); the prompts name no style. Two things are only "
+        "watched: whether a clip is heard as disco, by the built-in readers, and CLAP score, what the prompt asks for. "
         f"A gain is the mean over {found['prompts']} held-out prompts, {found['samples']} samples each, minus that of "
         f"{POOL} independent samples of the untuned model, in standard deviations of the untuned model's scores, with "
         "a 95 % interval over prompts and training seeds. CPU seconds are those of the training loop alone. All rows "
