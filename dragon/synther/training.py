@@ -122,9 +122,8 @@ class Fit:
         self.denoiser = Denoiser(self.net, EDM(config.sigma_data))
         self._named = dict(self.net.named_parameters())
         self.ema = Ema(self._named, config.ema_decay)
-        self._weights = _in_one(self.net)
         self._optimiser = torch.optim.AdamW(
-            [self._weights],
+            self.net.parameters(),
             lr=config.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=config.weight_decay,
@@ -163,9 +162,9 @@ class Fit:
             loss = self._predicting(x0, self.flags[index], sigma, noise, cond)
         else:
             loss = denoising_error(self.denoiser, x0, sigma, noise, cond).mean()
-        self._optimiser.zero_grad(set_to_none=False)
+        self._optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._weights, config.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(self._named.values(), config.max_grad_norm)
         self._optimiser.step()
         self.step += 1
         if self.step % config.ema_every == 0:
@@ -236,22 +235,6 @@ class Fit:
         check_weights(self.net, net, "the model to start from")
         self.net.load_state_dict(dict(net))
         self.ema = Ema(self._named, self.config.ema_decay)
-
-
-def _in_one(net: torch.nn.Module) -> torch.nn.Parameter:
-    """All weights as one tensor, of which and of whose gradient the network's own become views.
-
-    Zeroing, clipping and the optimiser's step are then one pass each: with small layers the calls cost more than the
-    numbers.
-    """
-    own = list(net.parameters())
-    one = torch.nn.Parameter(torch.cat([p.detach().flatten() for p in own]))
-    one.grad = torch.zeros_like(one)
-    for p, value, gradient in zip(
-        own, one.detach().split([p.numel() for p in own]), one.grad.split([p.numel() for p in own]), strict=True
-    ):
-        p.data, p.grad = value.view_as(p), gradient.view_as(p)
-    return one
 
 
 def find_device(name: str) -> torch.device:

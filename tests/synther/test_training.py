@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 
@@ -12,8 +11,7 @@ import torch
 
 from dragon.diffusion import EDM, karras_sigmas
 from dragon.errors import ConfigError, NotFinite
-from dragon.synther.network import ResidualMLP
-from dragon.synther.training import PRESETS, Fit, FitConfig, _in_one, loss_of, preset
+from dragon.synther.training import PRESETS, Fit, FitConfig, loss_of, preset
 
 SMALL = FitConfig(width=16, inner=8, depth=2, max_steps=40, batch_size=32, ema_every=3)
 
@@ -148,24 +146,3 @@ def test_refusals() -> None:
     broken.rows[:] = torch.nan
     with pytest.raises(NotFinite, match="the loss is nan at step 1"):
         list(broken.steps())
-
-
-def test_one_tensor_of_all_weights_is_trained_like_many() -> None:
-    torch.manual_seed(0)
-    many = ResidualMLP(5, width=16, inner=8, depth=2)
-    one = copy.deepcopy(many)
-    weights = _in_one(one)
-    sides = (
-        (many, list(many.parameters()), torch.optim.AdamW(many.parameters(), lr=1e-2)),
-        (one, [weights], torch.optim.AdamW([weights], lr=1e-2)),
-    )
-    x, time = torch.randn(32, 5), torch.randn(32)
-    for _ in range(5):
-        for net, parameters, optimiser in sides:
-            optimiser.zero_grad(set_to_none=False)
-            net(x, time).square().sum().backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
-    for there, here in zip(many.parameters(), one.parameters(), strict=True):
-        torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
-        assert here.untyped_storage().data_ptr() == weights.untyped_storage().data_ptr()
