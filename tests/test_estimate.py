@@ -183,6 +183,7 @@ def test_activations_are_linear_in_rows(folder: str) -> None:
     assert first > MB and second == pytest.approx(first, rel=0.02)
 
 
+@pytest.mark.slow
 def test_checkpointing_lora_and_bfloat16_each_take_less(folder: str) -> None:
     plain = estimate(config(folder)).stages["training"]
     assert estimate(config(folder, gradient_checkpointing=True)).stages["training"] < 0.6 * plain

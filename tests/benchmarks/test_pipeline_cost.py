@@ -170,6 +170,7 @@ def test_the_full_size_is_stable_audio_opens(gpu: Any) -> None:
     assert all(own[name] == value for name, value in gpu.FULL.network.items())
 
 
+@pytest.mark.slow
 def test_every_cell_is_measured_at_toy_size(gpu: Any) -> None:
     found: dict[str, dict[str, Any]] = {}
     for variant in gpu.VARIANTS:
@@ -214,6 +215,7 @@ def child(tmp_path: Any, body: str) -> list[str]:
     return [sys.executable, str(script)]
 
 
+@pytest.mark.slow
 def test_crashes_and_the_end_of_the_time_lose_no_other_cell(
     gpu: Any, root: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
