@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ class PlainLoop:
         sigmas = [*levels.tolist(), 0.0]
         gamma = min(80 / steps, math.sqrt(2) - 1)
         x = sigmas[0] * torch.randn(n, d)
-        for now, then in zip(sigmas, sigmas[1:], strict=False):
+        for now, then in pairwise(sigmas):
             up = now * (1 + gamma) if 0.05 <= now <= 50 else now
             x = x + math.sqrt(up**2 - now**2) * 1.003 * torch.randn_like(x)
             slope = (x - denoised(self.average, x, torch.full((n,), up))) / up
