@@ -21,6 +21,8 @@ USAGE = (
     "dragon exemplars list, dragon exemplars show NAME, or dragon exemplars compare A B"
 )
 _SAID_APART = ("encoder", "replace", "device")  # flags that the command kept in a set leaves out
+_OF_AUDIO = ("seconds", "min_seconds", "skip_bad")  # flags that tell how clips are heard
+_OF_CHOICE = ("of", "best", "reward")  # flags that tell which part of a table or a run is meant
 _SHOWN = 3  # items named as nearest and as farthest
 
 
@@ -162,11 +164,13 @@ def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
     from dragon.synther.readers import looks_like_transitions
 
     if looks_like_transitions(place):
+        _refuse((*_OF_AUDIO, *_OF_CHOICE), wanted, "transitions")
         encoder = plugin_spec(wanted.encoder) if wanted.encoder else None
         return gather_transitions(place, encoder, device=wanted.device), Path(place).name
     found = find(place, of=wanted.of, best=wanted.best, reward=wanted.reward, device=wanted.device)
     spec = plugin_spec(wanted.encoder or ("mini-shared" if isinstance(found, Captions) else "mini-codec"))
     if isinstance(found, Captions):
+        _refuse(_OF_AUDIO, wanted, "captions")
         return gather_captions(found.texts, spec, repr(place), device=wanted.device), found.source
 
     def progress(heard: int) -> None:
@@ -185,6 +189,14 @@ def _gather(place: str, wanted: SourceOptions) -> tuple[Gathered, str]:
         progress=progress,
     )
     return gathered, found.source
+
+
+def _refuse(options: Sequence[str], wanted: SourceOptions, what: str) -> None:
+    """Raises ConfigError where one of them is given that does not apply to what the set is made of."""
+    defaults = SourceOptions()
+    given = [f"--{name}" for name in options if getattr(wanted, name) != getattr(defaults, name)]
+    if given:
+        raise ConfigError(f"{', '.join(given)} given for a set of {what}, to which it does not apply; leave it out")
 
 
 def _words(action: str, name: str, place: str, wanted: SourceOptions) -> list[str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Which = Literal["auto", "clips", "captions"]
 BEST = 32
 """Clips taken of a run unless told otherwise."""
-EXPECTED = "a folder of audio, a .txt, .csv or .jsonl file, or the folder of a finished run"
+EXPECTED = "a folder of audio, a .txt, .csv or .jsonl file, a finished run's folder, or transitions (.npz, .hdf5)"
 _TABLES = (".txt", ".csv", ".jsonl")
 _BATCH = 16  # clips made at once, where a run has not kept them
 

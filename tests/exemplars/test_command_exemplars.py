@@ -361,6 +361,8 @@ def test_two_sets_are_compared_in_units_of_their_own_halves(folder: Path, capsys
         (["build", "music", "my music", *EARS, "--seconds", "0"], "seconds 0.0"),
         (["build", "music", "empty.csv", *EARS], "row 2 of 2 names no file"),
         (["build", "music", "words.csv", "--of", "clips"], "has no column 'file'"),
+        (["build", "music", "words.csv", "--min_seconds", "2"], "--min_seconds given for a set of captions"),
+        (["build", "rows", "rows.npz", "--skip_bad", "--best", "3"], "--skip_bad, --best given for a set of tr"),
         (["split", "music", "my music", *EARS, "--held_out", "1"], "held_out is 1.0"),
         (["compare", "mini_disco"], "expected: dragon exemplars build NAME SOURCE"),
     ],
