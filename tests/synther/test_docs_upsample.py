@@ -28,11 +28,14 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         rewards=state.sum(1),
         next_observations=0.9 * state + 0.1 * action,
         terminals=state[:, 0] > 1.5,
+        action_low=[-1.0],
+        action_high=[1.0],
     )
     examples = re.findall(r"```python\n(.*?)```", TEXT, flags=re.S)
-    assert len(examples) == 2
+    assert len(examples) == 3
+    names: dict[str, object] = {}  # the second example goes on where the first ends
     for number, example in enumerate(examples):
-        exec(compile(example, f"docs/upsample.md, example {number + 1}", "exec"), {})
+        exec(compile(example, f"docs/upsample.md, example {number + 1}", "exec"), names)
     assert "columns, 1 - KS (mean): " in capsys.readouterr().out
     for made in ("model/model.safetensors", "new.npz", "report/report.html", "report/quality.json", "more.npz"):
         assert Path(made).stat().st_size > 0, made
