@@ -74,6 +74,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mini-judge": "dragon.encoders.mini:MiniJudgeEncoder",
         "mini-shared": "dragon.encoders.shared:SharedEncoder",
         "spectral": "dragon.encoders.spectral:Spectral",
+        "terminals": "dragon.encoders.transitions:TerminalEncoder",
         "transitions": "dragon.encoders.transitions:TransitionEncoder",
         "vae": "dragon.encoders.vae:VaeEncoder",
         "vggish": "dragon.encoders.vggish:VGGish",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from dragon.commands.exemplars import run as exemplars_command
-from dragon.encoders.transitions import TransitionEncoder
+from dragon.encoders.transitions import TerminalEncoder, TransitionEncoder
 from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars import gather_transitions, load
 from dragon.media import Media
 from dragon.policy.transitions import media_of
-from dragon.rewards import SetFrechet
+from dragon.rewards import SetFrechet, SetMean
 from dragon.synther import TransitionSpec, write_npz
 from dragon.synther.columns import fit_layout
 from tests.synther.linear_system import system
@@ -48,12 +50,46 @@ def test_columns_are_chosen_by_the_name_of_one_or_of_an_array():
     torch.testing.assert_close(flags.unique(), torch.tensor([low, high]))
 
 
+def test_ends_are_learnt_from_the_data_at_the_datas_rate():
+    """The likelihood's derivative by the constant is 0: ends are on average as likely as rows are flagged."""
+    found = TerminalEncoder(system()).embed_media(clips())
+    assert found.shape == (4000, 1, 3) and found.dtype == torch.float32
+    flagged, ends, both = found[:, 0].double().T
+    assert float(ends.mean()) == pytest.approx(float(flagged.mean()), rel=1e-3)
+    torch.testing.assert_close(both, flagged * ends, atol=1e-6, rtol=0)
+    said = ends > 0.5
+    assert (said & (flagged > 0)).sum() > 0.95 * flagged.sum()
+    assert (said & (flagged == 0)).sum() < 0.05 * flagged.sum()
+
+
+def test_flags_of_other_rows_are_told_from_right_ones_of_the_same_rate():
+    """Flags dealt out at random leave the rate as it is: one reward cannot see that, the other does."""
+    data = system()
+    dealt = replace(data, terminals=np.random.default_rng(0).permutation(data.terminals))
+    layout = fit_layout(data, TransitionSpec(coding="plain"))
+    found = {}
+    for encoder in (TransitionEncoder(data, columns=("terminals",)), TerminalEncoder(data)):
+        reward = SetMean(gather_transitions(data, encoder).as_set("all"), encoder)
+        everyone = torch.arange(len(data))[None]
+        found[encoder.name] = [
+            float(reward.score_sets(encoder.embed_media(media_of(rows, layout)), everyone)) for rows in (data, dealt)
+        ]
+    assert found["transitions"] == pytest.approx([0, 0], abs=1e-9)
+    assert found["terminals"][0] == pytest.approx(0, abs=1e-9) and found["terminals"][1] < -0.01
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="no column 'done'; there are observations.0, "):
         TransitionEncoder(system(), columns=("done",))
     alive = system().rows(np.flatnonzero(~system().terminals))
     with pytest.raises(ConfigError, match="'terminals' never changes"):
         TransitionEncoder(alive, columns=("terminals",))
+    with pytest.raises(ConfigError, match="0% of the data's rows are terminal"):
+        TerminalEncoder(alive)
+    with pytest.raises(ConfigError, match="strength is 0"):
+        TerminalEncoder(system(), strength=0)
+    with pytest.raises(ShapeError, match="expected .b, 1, 7., rows of transitions"):
+        TerminalEncoder(system()).embed_media(Media(torch.zeros(2, 1, 6), ("", "")))
     with pytest.raises(ShapeError, match="expected .b, 1, 7., rows of transitions"):
         TransitionEncoder(system()).embed_media(Media(torch.zeros(2, 2, 100), ("", "")))
 
