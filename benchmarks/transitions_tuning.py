@@ -44,7 +44,7 @@ from dragon.trainer import Trainer, TrainSettings
 TASK = "Hopper-v5"
 RESULTS = ROOT / "benchmarks" / "results" / "transitions_tuning"
 MODELS = ROOT / "runs" / "transitions_tuning"
-STEPS, TUNED_STEPS, DRAWN = 7_000, 48, 5_000
+STEPS, TUNED_STEPS, DRAWN = 7_000, 64, 5_000
 FIGURES = ("error", "reward_error", "marginal", "rate", "true_rate", "recall", "precision")
 
 
@@ -58,7 +58,7 @@ class Tuning:
     options: dict[str, float] = field(default_factory=lambda: {"anchor": 0.5})
     contrast: str = "best_worst"
     learning_rate: float = 2e-5
-    levels: tuple[float, float] = (-1.0, 1.0)
+    levels: tuple[float, float] = (-1.5, 0.7)
 
 
 TUNINGS = {
@@ -140,7 +140,7 @@ def one(key: str, seed: int) -> dict[str, Any]:
             pairs_per_update=16,
             micro_batch_size=16,
             learning_rate=wanted.learning_rate,
-            ema_decay=0.9,
+            ema_decay=0.99,
         )
         trainer = Trainer(
             policy,
