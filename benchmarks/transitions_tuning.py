@@ -126,7 +126,7 @@ def one(key: str, seed: int) -> dict[str, Any]:
     if key != "base":
         wanted = TUNINGS[key]
         policy = TransitionPolicy(
-            model, sampler="churn", clamp=False, sigma_mean=wanted.levels[0], sigma_std=wanted.levels[1]
+            model, sampler="paper", clamp=False, sigma_mean=wanted.levels[0], sigma_std=wanted.levels[1]
         )
         settings = TrainSettings(
             seed=seed,

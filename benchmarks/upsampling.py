@@ -1,7 +1,7 @@
 """New transitions beside a plain implementation of the published loop: docs/upsampling.md.
 
     python benchmarks/upsampling.py                    # resumable, some 70 CPU minutes
-    python benchmarks/upsampling.py --part speed       # only that part anew: speed, quality
+    python benchmarks/upsampling.py --part sampling    # only that part anew: training, sampling, quality
 
 Claims, of training: at least 1.5 times as many steps a CPU second at width 256 and more than 1 time above; of sampling:
 at least 4 times as many transitions a CPU second with a dynamics error that is not worse; of quality at width 256
@@ -60,18 +60,10 @@ class Clock:
         return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
-def speed() -> dict[str, Any]:
-    """Rounds of both sides in turn: CPU seconds of the same number of training steps, and of drawing rows."""
-    train, _ = data("HalfCheetah-v5", 0)
-    layout = fit_layout(train, RELEASED)
-    rows, _ = layout.encode(train)
-    found: dict[str, Any] = {
-        "machine": processor(),
-        "torch": torch.__version__,
-        "d": layout.d,
-        "training": {},
-        "sampling": {},
-    }
+def training_speed() -> dict[str, Any]:
+    """Rounds of both sides in turn: CPU seconds of the same number of training steps."""
+    train, layout, rows = timed()
+    found: dict[str, Any] = {}
     for width, steps in WIDTHS.items():
         plain = PlainLoop(rows, width, 128, 0, 100_000)
         ours, _, _ = prepare(train, RELEASED, preset("tiny", width=width, max_steps=100_000))
@@ -84,11 +76,17 @@ def speed() -> dict[str, Any]:
             with Clock() as mine:
                 list(ours.steps(ours.step + steps))
             rounds.append([theirs.seconds / steps, mine.seconds / steps])
-        found["training"][str(width)] = rounds
+        found[str(width)] = rounds
         print(f"width {width}: {np.median([a / b for a, b in rounds]):.2f} times as many steps", flush=True)
+    return machine(layout) | {"rounds": found}
+
+
+def sampling_speed() -> dict[str, Any]:
+    """Rounds of both sides in turn: CPU seconds of drawing a row."""
+    train, layout, rows = timed()
     plain = PlainLoop(rows, 256, 128, 0, 100_000)
-    ours, layout, _ = prepare(train, TransitionSpec(), preset("tiny"))
-    model = finished(ours, layout, None)
+    ours, coded, _ = prepare(train, TransitionSpec(), preset("tiny"))
+    model = finished(ours, coded, None)
     rounds = []
     for seed in range(ROUNDS):
         with Clock() as theirs:
@@ -96,9 +94,26 @@ def speed() -> dict[str, Any]:
         with Clock() as mine:
             model.sample(2048, seed=seed)
         rounds.append([theirs.seconds / 2048, mine.seconds / 2048])
-    found["sampling"] = rounds
     print(f"sampling: {np.median([a / b for a, b in rounds]):.2f} times as many rows", flush=True)
-    return found
+    return machine(layout) | {"rounds": rounds}
+
+
+def timed() -> tuple[Transitions, Layout, torch.Tensor]:
+    """The rows that both sides are timed with."""
+    train, _ = data("HalfCheetah-v5", 0)
+    layout = fit_layout(train, RELEASED)
+    return train, layout, layout.encode(train)[0]
+
+
+def machine(layout: Layout) -> dict[str, Any]:
+    return {"machine": processor(), "torch": torch.__version__, "d": layout.d}
+
+
+SPEEDS = {"training": training_speed, "sampling": sampling_speed}
+
+
+def timing(part: str) -> Path:
+    return RESULTS / f"{part}.json"
 
 
 # ---- quality
@@ -180,28 +195,28 @@ def page() -> str:
         "Made by `python benchmarks/upsampling.py`, one thread; the plain side is `benchmarks/published_loop.py`.",
         "",
     ]
-    file = RESULTS / "speed.json"
-    if file.exists():
-        lines += speed_lines(json.loads(file.read_text()))
+    speeds = [json.loads(timing(part).read_text()) for part in SPEEDS if timing(part).exists()]
+    if len(speeds) == len(SPEEDS):
+        lines += speed_lines(*speeds)
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_*_[0-9].json"))]
     if runs:
         lines += quality_lines(runs)
     return "\n".join(lines) + notes("upsampling")
 
 
-def speed_lines(found: dict[str, Any]) -> list[str]:
+def speed_lines(training: dict[str, Any], sampling: dict[str, Any]) -> list[str]:
     lines = [
         "## Speed",
         "",
-        f"{found['machine']}, torch {found['torch']}; HalfCheetah, D = {found['d']}, batch 256; {ROUNDS} rounds of "
-        "both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+        f"{training['machine']}, torch {training['torch']}; HalfCheetah, D = {training['d']}, batch 256; {ROUNDS} "
+        "rounds of both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
         "",
         "| | published loop | dragon | times as fast |",
         "| --- | --- | --- | --- |",
     ]
-    sampling = "sampling, width 256: rows a CPU second, 255 calls of the network against 63"
-    measured = {f"training, width {w}: steps a CPU second": rounds for w, rounds in found["training"].items()}
-    for name, rounds in (measured | {sampling: found["sampling"]}).items():
+    measured = {f"training, width {w}: steps a CPU second": rounds for w, rounds in training["rounds"].items()}
+    measured["sampling, width 256: rows a CPU second, 255 calls of the network against 63"] = sampling["rounds"]
+    for name, rounds in measured.items():
         rates = " | ".join(f"{1 / np.median([r[side] for r in rounds]):.1f}" for side in (0, 1))
         lines.append(f"| {name} | {rates} | {ratio(rounds)} |")
     return [*lines, ""]
@@ -249,7 +264,7 @@ def quality_lines(runs: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("speed", "quality"), help="only that part; default: what is missing of both")
+    parser.add_argument("--part", choices=(*SPEEDS, "quality"), help="only that part; default: what is missing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--one", nargs=3, metavar=("TASK", "SIDE", "SEED"), help="one run of the quality table")
@@ -262,9 +277,10 @@ def main() -> None:
         kept(task, side, int(seed)).write_text(json.dumps(found) + "\n", encoding="utf-8")
         print(json.dumps(found), flush=True)
         return
-    if options.part == "speed" or (options.part is None and not (RESULTS / "speed.json").exists()):
-        (RESULTS / "speed.json").write_text(json.dumps(speed()) + "\n", encoding="utf-8")
-    if options.part != "speed":
+    for part, measure in SPEEDS.items():
+        if options.part == part or (options.part is None and not timing(part).exists()):
+            timing(part).write_text(json.dumps(measure()) + "\n", encoding="utf-8")
+    if options.part in (None, "quality"):
         run_quality(options.seeds, options.workers)
     (ROOT / "docs" / "upsampling.md").write_text(page(), encoding="utf-8")
 

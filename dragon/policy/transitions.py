@@ -22,14 +22,14 @@ from dragon.policy.base import DiffusionPolicy
 from dragon.policy.tuning import FullTuning
 from dragon.synther import SampleConfig, Transitions, Upsampler
 from dragon.synther.columns import Layout
-from dragon.synther.sampling import solve
+from dragon.synther.sampling import NamedSampling, sampling_of, solve
 
 
 class TransitionPolicy(DiffusionPolicy):
     """An `Upsampler`, of which all weights are trained.
 
     folder: where one was saved (`model/` of a run of `dragon upsample`), or one in memory, whose network is taken over.
-    sampler: of roll-outs, see `SampleConfig`, as is their levels' range; "churn" is the paper's. clamp: keeps estimates
+    sampler: of roll-outs, by name, see `SampleConfig`; "paper" is churn at the published levels. clamp: keeps estimates
     inside the data's bounds.
     sigma_mean, sigma_std: of the logarithm of the noise levels that training draws; None: those of the fit.
 
@@ -48,7 +48,7 @@ class TransitionPolicy(DiffusionPolicy):
         folder: str | Upsampler,
         *,
         tuning: Literal["lora", "full"] = "full",
-        sampler: Literal["heun", "dpmpp_2m", "euler", "churn"] = "heun",
+        sampler: NamedSampling = "churn",
         clamp: bool = True,
         sigma_mean: float | None = None,
         sigma_std: float | None = None,
@@ -57,7 +57,7 @@ class TransitionPolicy(DiffusionPolicy):
         if tuning != "full":
             raise ConfigError(f"tuning.kind is {tuning!r}; a model of transitions is small: expected 'full'")
         self.upsampler = Upsampler.load(folder, device) if isinstance(folder, str) else folder
-        backbone = _Rows(self.upsampler, SampleConfig(sampler, clamp=clamp), sigma_mean, sigma_std)
+        backbone = _Rows(self.upsampler, sampling_of(sampler, clamp=clamp), sigma_mean, sigma_std)
         super().__init__(backbone, FullTuning(self.upsampler.net, config=""))
 
     def decode(self, generation: Generation) -> Media:

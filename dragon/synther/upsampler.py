@@ -25,8 +25,8 @@ from dragon.synther.likelihood import denoising_density, log_density
 from dragon.synther.network import ResidualMLP
 from dragon.synther.sampling import (
     BLOCK,
-    DETERMINISTIC,
     PAPER_SAMPLING,
+    SAMPLING,
     BlockNoise,
     Denoise,
     SampleConfig,
@@ -38,7 +38,7 @@ from dragon.synther.training import FitConfig, find_device
 from dragon.synther.transitions import KEYS, Array, Transitions
 from dragon.weights import check_weights, read_weights
 
-__all__ = ["BLOCK", "DETERMINISTIC", "PAPER_SAMPLING", "SampleConfig", "Upsampler"]
+__all__ = ["BLOCK", "PAPER_SAMPLING", "SAMPLING", "SampleConfig", "Upsampler"]
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 VERSION = 1
@@ -80,7 +80,7 @@ class Upsampler:
         score: float | Scores | None = None,
         guidance: float = 1.0,
         flags: Array | None = None,
-        sampling: SampleConfig = DETERMINISTIC,
+        sampling: SampleConfig = SAMPLING,
         progress: Callable[[int], None] | None = None,
     ) -> Transitions:
         """n new transitions.
@@ -109,7 +109,7 @@ class Upsampler:
         score: float | Scores | None = None,
         guidance: float = 1.0,
         flags: Array | None = None,
-        sampling: SampleConfig = DETERMINISTIC,
+        sampling: SampleConfig = SAMPLING,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The same before it is decoded: rows (b, d) and flags (b, c), batch by batch."""
         if n < 1:
@@ -132,7 +132,7 @@ class Upsampler:
         seed: int = 0,
         *,
         flags: Array | None = None,
-        sampling: SampleConfig = DETERMINISTIC,
+        sampling: SampleConfig = SAMPLING,
     ) -> Transitions:
         """A draw of rewards, next observations and flags for given observations and actions: a model of the world.
 
@@ -170,7 +170,7 @@ class Upsampler:
 
     def _guess(self, x: Tensor, flags: Tensor, seed: int, start: int, combinations: Tensor) -> Tensor:
         """(b,) which combination of open flags each row x has, drawn by the network's logits at the lowest level."""
-        level = x.new_full((len(x),), DETERMINISTIC.sigma_min)
+        level = x.new_full((len(x),), SAMPLING.sigma_min)
         cond = self.condition(flags.to(self.device), None, given=True, hidden=True)
         seen = torch.where(self.layout.known.to(x.device), x, self.denoiser.scaling.c_in(level)[:, None] * x)
         logits = self.net.both(seen, self.denoiser.scaling.c_noise(level), cond)[1].cpu()[:, self.layout.open_flags]

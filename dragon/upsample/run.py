@@ -26,7 +26,7 @@ from dragon.synther.columns import Layout, TransitionSpec
 from dragon.synther.dynamics import simulate
 from dragon.synther.fitting import finished, prepare
 from dragon.synther.quality import ROWS, Quality, quality
-from dragon.synther.sampling import SampleConfig
+from dragon.synther.sampling import SampleConfig, sampling_of
 from dragon.synther.streaming import NpzWriter
 from dragon.synther.training import Fit, FitConfig, find_device, preset
 from dragon.synther.transitions import Array, Transitions
@@ -65,7 +65,7 @@ def upsample(
         begun = Upsampler.load(_model_folder(settings.start), settings.device) if settings.start else None
         config = _fit_config(settings, begun)
         spec = TransitionSpec(discrete_actions=data.discrete, flags=settings.flags, coding=settings.coding)
-        sampling = SampleConfig(sampler=settings.sampler, steps=settings.steps)
+        sampling = sampling_of(settings.sampler, steps=settings.steps)
         described = _described(settings, data, spec, config)
         start = check_folder(settings.folder, described, settings.resume_from_checkpoint, say)
         if start.finished:

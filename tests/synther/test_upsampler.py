@@ -26,7 +26,7 @@ def close(one: Transitions, other: Transitions) -> None:
 def test_a_row_depends_on_its_seed_and_number_alone() -> None:
     """Not on how many are asked for, nor on the batch (to rounding); another seed gives other rows."""
     model = fitted()
-    for sampling in (FAST, replace(FAST, sampler="churn")):
+    for sampling in (FAST, replace(FAST, sampler="heun")):
         many = model.sample(2100, 3, sampling=sampling)
         close(many.rows(slice(0, 1500)), model.sample(1500, 3, sampling=sampling))
         close(many, model.sample(2100, 3, sampling=replace(sampling, batch_size=3 * BLOCK)))
