@@ -209,7 +209,8 @@ def speed_lines(training: dict[str, Any], sampling: dict[str, Any]) -> list[str]
         "## Speed",
         "",
         f"{training['machine']}, torch {training['torch']}; HalfCheetah, D = {training['d']}, batch 256; {ROUNDS} "
-        "rounds of both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % interval.",
+        "rounds of both sides in turn. Ratios: CPU seconds of the plain loop over ours, geometric mean and 95 % "
+        "interval.",
         "",
         "| | published loop | dragon | times as fast |",
         "| --- | --- | --- | --- |",
