@@ -49,7 +49,10 @@ class SampleConfig:
 
     def __post_init__(self) -> None:
         if self.sampler not in get_args(Sampler):
-            raise ConfigError(f"sampler is {self.sampler!r}; expected one of {', '.join(get_args(NamedSampling))}")
+            raise ConfigError(
+                f"sampler is {self.sampler!r}; expected one of {', '.join(get_args(Sampler))}, or, where settings are "
+                "given by name, paper (in Python PAPER_SAMPLING)"
+            )
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected at least 1")

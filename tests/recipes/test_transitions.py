@@ -25,7 +25,7 @@ def test_a_run_restores_terminals_and_leaves_an_upsampler(tmp_path: Path, monkey
     few = data.rows(np.flatnonzero(~data.terminals | (np.arange(len(data)) % 3 == 0)))
     model = fit(few, TransitionSpec(flags="column"), QUICK)
     model.save("model")
-    encoder = "{name: transitions, options: {data: all.npz, columns: [terminals]}}"
+    encoder = "{name: terminals, options: {data: all.npz}}"
     exemplars_command(["build", "terminals", "all.npz", "--encoder", encoder])
     config = load(
         str(ROOT / "recipes" / "transitions" / "terminals.yaml"),

@@ -11,7 +11,7 @@ import torch
 from dragon.errors import ConfigError, NotFinite, ShapeError
 from dragon.synther import PAPER_SAMPLING, SampleConfig, Transitions, TransitionSpec, Upsampler, fit
 from dragon.synther.fitting import prepare
-from dragon.synther.sampling import BLOCK
+from dragon.synther.sampling import BLOCK, sampling_of
 from tests.synther.linear_system import QUICK, after, fitted, scores, system
 
 FAST = SampleConfig(steps=12, batch_size=BLOCK)
@@ -149,7 +149,9 @@ def test_data_of_every_kind_is_fitted_and_drawn(kind: str) -> None:
         assert not made.terminals.any()
 
 
-def test_the_published_sampling_runs() -> None:
+def test_the_published_sampling_runs_and_has_a_name() -> None:
+    assert sampling_of("paper") == PAPER_SAMPLING and sampling_of("churn") == SampleConfig()
+    assert sampling_of("paper", steps=4) == replace(PAPER_SAMPLING, steps=4)
     assert len(fitted().sample(3, sampling=replace(PAPER_SAMPLING, steps=4))) == 3
 
 
