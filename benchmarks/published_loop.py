@@ -10,6 +10,7 @@ out are its progress bar and the logging of every step. The network is dragon's;
 from __future__ import annotations
 
 import copy
+import json
 import math
 import os
 import subprocess
@@ -150,6 +151,14 @@ def run_missing(script: str, wanted: Sequence[Sequence[object]], kept: Callable[
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(job, wanted))
+
+
+def keep(what: Sequence[str], one: Callable[..., dict[str, Any]], kept: Callable[..., Path]) -> None:
+    """The job of one `--one ...`, whose last word is a seed: makes its result, stores and prints it."""
+    job = (*what[:-1], int(what[-1]))
+    found = json.dumps(one(*job))
+    kept(*job).write_text(found + "\n", encoding="utf-8")
+    print(found, flush=True)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from published_loop import HELD_OUT, ROWS, data, run_missing, shown
+from published_loop import HELD_OUT, ROWS, data, keep, run_missing, shown
 from seeded_runs import ROOT, notes, processor
 
 from dragon.synther import Transitions, Upsampler, fit, likelihoods, preset, select
@@ -200,10 +200,7 @@ def main() -> None:
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.one:
-        task, seed = options.one
-        found = one(task, int(seed))
-        kept(task, int(seed)).write_text(json.dumps(found) + "\n", encoding="utf-8")
-        print(json.dumps(found), flush=True)
+        keep(options.one, one, kept)
         return
     for task in TASKS:
         data(task, 0)  # made once, before processes could make it at once

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from published_loop import RELEASED, PlainLoop, data, run_missing, shown
+from published_loop import RELEASED, PlainLoop, data, keep, run_missing, shown
 from seeded_runs import ROOT, notes, processor
 
 from dragon.contrast import Influence
@@ -204,10 +204,7 @@ def main() -> None:
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.one:
-        key, seed = options.one
-        found = one(key, int(seed))
-        kept(key, int(seed)).write_text(json.dumps(found) + "\n", encoding="utf-8")
-        print(json.dumps(found), flush=True)
+        keep(options.one, one, kept)
         return
     seeds = range(options.seeds)
     data(TASK, 0)  # made once, before processes could make it at once

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from published_loop import HELD_OUT, RELEASED, ROWS, PlainLoop, data, interval, released, run_missing, shown
+from published_loop import HELD_OUT, RELEASED, ROWS, PlainLoop, data, interval, keep, released, run_missing, shown
 from seeded_runs import ROOT, notes, processor
 
 from dragon.synther import PAPER_SAMPLING, SampleConfig, Transitions, TransitionSpec, fit, preset
@@ -273,10 +273,7 @@ def main() -> None:
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.one:
-        task, side, seed = options.one
-        found = one(task, side, int(seed))
-        kept(task, side, int(seed)).write_text(json.dumps(found) + "\n", encoding="utf-8")
-        print(json.dumps(found), flush=True)
+        keep(options.one, one, kept)
         return
     for part, measure in SPEEDS.items():
         if options.part == part or (options.part is None and not timing(part).exists()):
