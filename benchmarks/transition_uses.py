@@ -1,10 +1,10 @@
-"""What a fitted model of transitions does besides drawing rows, judged by the simulator: docs/transition_uses.md.
+"""What can be done with a fitted model of transitions, judged by the simulator: docs/transition_uses.md.
 
-    python benchmarks/transition_uses.py    # resumable, some 35 CPU minutes
+    python benchmarks/transition_uses.py    # resumable, some 40 CPU minutes
 
-Claims: rows that the model makes likely obey the dynamics better than all rows do; rows drawn for a high score have a
+Claims: the default sampler has at 63 calls of the network about the error of the published one at 255; rows that the model makes likely obey the dynamics better than all rows do; rows drawn for a high score have a
 higher true score, and more so with guidance; next observations predicted from (s, a) are nearer to what follows than
-those of a linear model. One fit of a task and seed is used for all three: width 256, 10,000 steps, the reward as the
+those of a linear model. One fit of a task and seed is used for all four: width 256, 10,000 steps, the reward as the
 score, a quarter of the batches to learn predicting. Data: recipes/transitions/collect.py, as for docs/upsampling.md.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,22 @@ from numpy.typing import NDArray
 from published_loop import HELD_OUT, ROWS, data, keep, run_missing, shown
 from seeded_runs import ROOT, notes, processor
 
-from dragon.synther import Transitions, Upsampler, fit, likelihoods, preset, select
+from dragon.synther import PAPER_SAMPLING, SampleConfig, Transitions, Upsampler, fit, likelihoods, preset, select
 from dragon.synther.dynamics import dynamics, simulate
 from dragon.synther.quality import quality
 from dragon.synther.ridge import ridge
 
 RESULTS = ROOT / "benchmarks" / "results" / "transition_uses"
 TASKS = ("HalfCheetah-v5", "Hopper-v5")
-STEPS, DRAWN, SCORED = 10_000, 5_000, 2_000
+STEPS, DRAWN, SIMULATED = 10_000, 5_000, 2_000
+SAMPLINGS = {
+    **{f"default, {2 * steps - 1} calls": SampleConfig(steps=steps) for steps in (4, 8, 16, 32, 64)},
+    "Heun without fresh noise, 63 calls": SampleConfig("heun"),
+    "the same at the published levels": SampleConfig("heun", sigma_min=0.002, sigma_max=80.0),
+    "DPM-Solver++ (2M), 63 calls": SampleConfig("dpmpp_2m", steps=63),
+    "published, 63 calls": replace(PAPER_SAMPLING, steps=32),
+    "published, 255 calls": PAPER_SAMPLING,
+}
 MEASURES = ("model", "dynamics", "data")
 SHARES = (0.5, 0.25)
 GUIDANCES = (1.0, 2.0, 4.0)
@@ -44,13 +53,29 @@ def one(task: str, seed: int) -> dict[str, Any]:
         "task": task,
         "seed": seed,
         "machine": processor(),
+        "samplers": samplers(model, held_out, task, seed),
         "selection": selection(model, train, held_out, task, seed),
         "scores": scores(model, train, held_out, task, seed),
         "world": world(model, train, held_out, seed),
     }
 
 
-# ---- the three uses
+# ---- the four uses
+
+
+def samplers(model: Upsampler, held_out: Transitions, task: str, seed: int) -> dict[str, dict[str, float]]:
+    """Errors of rows by how they are drawn."""
+    found = {}
+    for name, sampling in SAMPLINGS.items():
+        new = model.sample(SIMULATED, seed=1000 + seed, sampling=sampling)
+        judged = dynamics(new, task, like=held_out)
+        found[name] = {
+            "error": judged.error,
+            "reward_error": judged.reward_error,
+            "recall": judged.terminal_recall,
+            "precision": judged.terminal_precision,
+        }
+    return found
 
 
 def selection(
@@ -84,7 +109,7 @@ def scores(
     found = {"asked": {"reward": (wanted - middle) / spread}}
     for guidance in (None, *GUIDANCES):
         asked = {} if guidance is None else {"score": wanted, "guidance": guidance}
-        rows = model.sample(SCORED, seed=2000 + seed, **asked)
+        rows = model.sample(SIMULATED, seed=2000 + seed, **asked)
         _, true, _ = simulate(task, rows.observations, rows.actions)
         judged = dynamics(rows, task, like=held_out)
         found["none" if guidance is None else f"{guidance:g}"] = {
@@ -133,13 +158,21 @@ def page() -> str:
     """docs/transition_uses.md of the runs that are there."""
     runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*_[0-9].json"))]
     lines = [
-        "# What a fitted model does besides drawing rows",
+        "# What can be done with a fitted model of transitions",
         "",
         f"Made by `python benchmarks/transition_uses.py` on {runs[0]['machine']}, one thread. Width 256, {STEPS:,} "
         f"steps, {ROWS - HELD_OUT:,} rows in the fit. Means over {len({run['seed'] for run in runs})} seeds (of split, "
         "weights and samples) ± half of the 95 % interval. Errors are mean squared ones over the variance of held-out "
         "rows; of rows that are drawn they are against the simulator, which is put into (s, a).",
         "",
+        "## How rows are drawn",
+        "",
+        f"{SIMULATED:,} rows. Recall and precision: of flagged terminals, against the simulator's.",
+        "",
+    ]
+    figures = {"error": 4, "reward_error": 4, "recall": 2, "precision": 2}
+    lines += table(runs, "samplers", "sampler", {name: name for name in SAMPLINGS}, figures)
+    lines += [
         "## Keeping the rows that are likely",
         "",
         f"{DRAWN:,} rows are drawn, and a share of them is kept (`likelihoods`, `select`): by the model's density, by "
@@ -153,7 +186,7 @@ def page() -> str:
     lines += [
         "## Rows of a high score",
         "",
-        f"The score is the reward; {SCORED:,} rows are drawn for its {QUANTILE} quantile in the data. Reward and "
+        f"The score is the reward; {SIMULATED:,} rows are drawn for its {QUANTILE} quantile in the data. Reward and "
         "spread: mean and deviation of what the simulator pays, in deviations of the data's rewards, above their mean.",
         "",
     ]
