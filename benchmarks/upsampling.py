@@ -234,8 +234,8 @@ def quality_lines(runs: list[dict[str, Any]]) -> list[str]:
         "Marginal: mean of 1 - KS against held-out rows. Nearest: median distance to the nearest row of the fit over "
         "that of held-out rows. Recall: share of truly terminal rows that are flagged.",
         "",
-        "| task | side, calls of the network | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall | nearest | "
-        "actions in the box | CPU s of training | of drawing |",
+        "| task | side | seeds | dynamics | reward | marginal (real rows) | terminals (data) | recall "
+        "| nearest | actions in the box | CPU s of training | of drawing |",
         "| " + "--- | " * 12,
     ]
     for task in TASKS:
