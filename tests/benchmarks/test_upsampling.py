@@ -15,6 +15,7 @@ import torch
 from dragon.diffusion import EDM, karras_sigmas
 from dragon.synther.columns import fit_layout
 from tests.synther.linear_system import system
+from tests.synther.test_selection import world
 
 
 @pytest.fixture
@@ -79,7 +80,22 @@ def test_the_page_shows_means_over_seeds(upsampling: Any, tmp_path: Path, monkey
         run: dict[str, Any] = dict.fromkeys(("reward_error", "marginal", "ceiling", "nearest", "inside"), 0.9)
         run |= {"task": "Hopper-v5", "side": "ours", "seed": seed, "error": error, "recall": float("nan")}
         run |= {"terminal_rate": None, "data_rate": None, "training_seconds": 10.0, "sampling_seconds": 1.0}
+        run["as_published"] = run | {"error": 0.1}
         (tmp_path / f"Hopper-v5_ours_{seed}.json").write_text(json.dumps(run))
     # Student's 4.303 times 0.1 / sqrt 3
-    assert "| Hopper-v5 | dragon | 3 | 0.2000 ± 0.2484 |" in upsampling.page()
+    assert "| Hopper-v5 | dragon, 63 calls | 3 | 0.2000 ± 0.2484 |" in upsampling.page()
+    assert "| Hopper-v5 | dragon, 255 calls | 3 | 0.1000 ± 0.0000 |" in upsampling.page()
     assert "## Speed" not in upsampling.page()
+
+
+def test_linear_data_is_predicted_by_the_ridge_and_a_product_by_the_model(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """benchmarks/transition_uses.py where the answer is known: s' is linear in s and a, the reward is not."""
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    uses = importlib.import_module("transition_uses")
+    monkeypatch.setattr(uses, "FUTURES", 2)
+    held_out = system(200, seed=1)
+    found = uses.world(world(), system(2000), held_out, 0)
+    assert found["linear"]["error"] < 1e-6 < found["still"]["error"] and found["linear"]["reward_error"] > 0.5
+    assert found["mean"]["reward_error"] < 0.5
