@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from published_loop import RELEASED, PlainLoop, data, keep, run_missing, shown
+from published_loop import RELEASED, PlainLoop, data, interval, keep, run_missing, shown
 from seeded_runs import ROOT, notes, processor
 
 from dragon.contrast import Influence
@@ -45,7 +45,16 @@ TASK = "Hopper-v5"
 RESULTS = ROOT / "benchmarks" / "results" / "transitions_tuning"
 MODELS = ROOT / "runs" / "transitions_tuning"
 STEPS, TUNED_STEPS, DRAWN = 7_000, 64, 5_000
-FIGURES = ("error", "reward_error", "marginal", "rate", "true_rate", "recall", "precision")
+FIGURES = {
+    "error": 4,
+    "reward_error": 3,
+    "marginal": 3,
+    "rate": 4,
+    "true_rate": 4,
+    "recall": 2,
+    "precision": 2,
+}
+"""Columns of the table, and their digits."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +183,9 @@ def page() -> str:
         "",
         f"Made by `python benchmarks/transitions_tuning.py` on {runs[0]['machine']}, one thread. {TASK}; the base is "
         f"the published loop (width 256, {STEPS:,} steps) with the published sampler; {DRAWN:,} rows of it and of each "
-        "tuned model. Means over seeds (of split, weights, samples) ± half of the 95 % interval. Dynamics and reward: "
-        "mean squared error against the simulator over the variance of real rows. Marginal: mean of 1 - KS against "
+        "tuned model. Means over seeds (of split, weights, samples) ± half of the 95 % interval; of a tuned model, "
+        "mean and difference to the base of the same seed. Dynamics and reward: mean squared error against the "
+        "simulator over the variance of real rows. Marginal: mean of 1 - KS against "
         f"real rows. Terminals: share of rows that are flagged ({rate:.4f} in the data), and of those that the "
         "simulator ends; recall and precision of the flags against it. CPU s: of the tuning.",
         "",
@@ -184,14 +194,21 @@ def page() -> str:
         "| " + "--- | " * 10,
     ]
     names = {"base": "nothing (the base)"} | {key: wanted.name for key, wanted in TUNINGS.items()}
+    bases = {run["seed"]: run for run in runs if run["key"] == "base"}
     for key, name in names.items():
         part = [run for run in runs if run["key"] == key]
         if part:
-            cells = [
-                shown(part, figure, 3 if figure in ("marginal", "recall", "precision") else 4) for figure in FIGURES
-            ]
+            cells = [shown(part, figure, digits) for figure, digits in FIGURES.items()]
+            if key != "base":
+                cells = [beside(part, bases, figure, digits) for figure, digits in FIGURES.items()]
             lines.append("| " + " | ".join([name, str(len(part)), *cells, shown(part, "seconds", 0)]) + " |")
     return "\n".join([*lines, ""]) + notes("transitions_tuning")
+
+
+def beside(part: list[dict[str, Any]], bases: dict[int, dict[str, Any]], figure: str, digits: int) -> str:
+    """A figure's mean, and its mean difference to the base of the same seed."""
+    middle, half = interval([run[figure] - bases[run["seed"]][figure] for run in part])
+    return f"{np.mean([run[figure] for run in part]):.{digits}f}, {middle:+.{digits}f} ± {half:.{digits}f}"
 
 
 def main() -> None:
