@@ -3,10 +3,10 @@
     python benchmarks/transition_uses.py    # resumable, some 40 CPU minutes
 
 Claims: the default sampler has at 63 calls of the network about the error of the published one at 255; rows that the
-model makes likely obey the dynamics better than all rows do; rows drawn for a high score have a higher true score, and
-more so with guidance; next observations predicted from (s, a) are nearer to what follows than those of a linear model.
-One fit of a task and seed is used for all four: width 256, 10,000 steps, the reward as the score, a quarter of the
-batches to learn predicting. Data: recipes/transitions/collect.py, as for docs/upsampling.md.
+model makes likely obey the dynamics better than all rows do; rows drawn for a score have it truly, without guidance;
+next observations predicted from (s, a) are nearer to what follows than those of a linear model. One fit of a task and
+seed is used for all four: width 256, 10,000 steps, the reward as the score, a quarter of the batches to learn
+predicting. Data: recipes/transitions/collect.py, as for docs/upsampling.md.
 """
 
 from __future__ import annotations
