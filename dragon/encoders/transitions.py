@@ -10,8 +10,6 @@ import hashlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 from torch import Tensor
 
 from dragon.encoders.identity import fingerprint
@@ -137,6 +135,8 @@ class TerminalEncoder:
         Raises:
             ShapeError: clips of another width than the data's rows.
         """
+        from scipy.special import expit  # not with the module: rewards are imported without scipy
+
         rows = _table(media, self._width)
         flagged = rows[:, self._flag]
         ends = expit(self._inputs(rows[:, self._after]) @ self._weights)
@@ -150,6 +150,9 @@ class TerminalEncoder:
 
 def _logistic(inputs: Floats, labels: Floats, strength: float) -> Floats:
     """(p,) weights; the first, that of the constant, is free."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     paid = np.r_[0.0, np.full(inputs.shape[1] - 1, strength)]
 
     def loss(weights: Floats) -> tuple[float, Floats]:
