@@ -32,7 +32,8 @@ class SampleConfig:
     sampler: "churn" is stochastic Heun; the others solve without fresh noise. steps: `heun` and `churn` call the
     network 2 steps - 1 times. sigma_min, sigma_max: the levels that fits see; the paper's reach farther on both sides,
     where a network has learnt next to nothing and steps are wasted. clamp: keeps every estimate of a row inside the
-    data's bounds on the way. s_churn, s_tmin, s_tmax, s_noise: of `churn`, as in Karras et al. (2022). batch_size: rows at once, rounded down to whole blocks.
+    data's bounds on the way. s_churn, s_tmin, s_tmax, s_noise: of `churn`, as in Karras et al. (2022), Algorithm 2.
+    batch_size: rows at once, rounded down to whole blocks.
     """
 
     sampler: Sampler = "churn"
