@@ -100,7 +100,7 @@ def picture(png: bytes, alt: str) -> str:
 def player(path: str | os.PathLike[str], *, page_folder: str | os.PathLike[str], embed: bool, label: str) -> str:
     """A sound file as an HTML part: embedded, or by its path relative to the page's folder."""
     source = _source(Path(path), page_folder, embed)
-    return f'<audio controls preload="none" aria-label="{_text(label)}" src="{source}"></audio>'
+    return f'<audio controls preload="metadata" aria-label="{_text(label)}" src="{source}"></audio>'
 
 
 def picture_file(path: str | os.PathLike[str], *, page_folder: str | os.PathLike[str], embed: bool, label: str) -> str:

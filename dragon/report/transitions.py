@@ -139,7 +139,7 @@ def similarity_dots(columns: Sequence[FoundColumn]) -> Any:
     axes.set(xlabel="1 - KS to held-out rows", ylim=(-0.8, len(ordered) - 0.2))
     axes.set_xlim(right=1.005)
     axes.grid(axis="x", lw=0.4, alpha=0.5)
-    axes.legend(fontsize=8, frameon=False, loc="lower left")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(_SIDES))
     return figure
 
 
@@ -168,8 +168,9 @@ def histograms(columns: Sequence[FoundColumn], drawn: Mapping[str, Floats], wors
     return figure
 
 
-def correlation_maps(columns: Sequence[FoundColumn], drawn: Mapping[str, Floats]) -> Any:
+def correlation_maps(found: Found) -> Any:
     """Differences of correlations to the held-out rows', by side, on one scale of colours."""
+    columns, drawn = found.columns, found.drawn
     largest = max(float(np.abs(drawn[f"correlation_{side}"]).max()) for side in ("new", "real"))
     limit = max(0.05, largest)
     names = [column.name.partition(".")[0].partition("=")[0] for column in columns]
@@ -178,8 +179,8 @@ def correlation_maps(columns: Sequence[FoundColumn], drawn: Mapping[str, Floats]
     panels = figure.subplots(1, 3)
     for axes, side in zip(panels, _SIDES, strict=True):
         image = axes.imshow(drawn[f"correlation_{side}"], cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-        mean = float(np.abs(drawn[f"correlation_{side}"]).mean())
-        axes.set_title(f"{_LABELS[side]}, mean {mean:.3f}", fontsize=10, loc="left")
+        mean = found.figures["correlation"][side]["mean"]
+        axes.set_title(f"{_LABELS[side]}, mean {number(mean)}", fontsize=10, loc="left")
         axes.set_xlabel("column, in the order of the last table", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.set_yticks([])
@@ -251,7 +252,7 @@ def _pictures(found: Found) -> list[tuple[str, str, str, Any]]:
             "Correlations",
             "Correlation of each pair of columns minus that in the held-out rows: the left map shows what chance alone "
             "does, and the middle one should look like it. A Gaussian has them right by construction.",
-            correlation_maps(found.columns, drawn),
+            correlation_maps(found),
         ),
         (
             "nearest",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dragon.errors import ShapeError
-from dragon.report.transitions import write_quality
+from dragon.report.transitions import correlation_maps, number, write_quality
 from dragon.synther.columns import Layout, TransitionSpec, fit_layout
 from dragon.synther.quality import Quality, Verdict, distances_of_samples, nearest_distances, quality, wilson
 from dragon.synther.transitions import Transitions
@@ -210,6 +210,16 @@ def test_files_for_people_and_programs(train, held_out, layout, tmp_path: Path) 
     stored = json.loads((tmp_path / "quality.json").read_text())
     assert stored["version"] == 1 and stored["passed"] and stored["rows"]["held_out"] == 1500
     assert {v["aspect"] for v in stored["verdicts"]} == {v.aspect for v in found.verdicts}
+
+
+def test_a_map_of_correlations_shows_the_mean_of_the_table(train, held_out, layout) -> None:
+    """Over pairs of columns: the diagonal, where all agree, would flatter."""
+    found = quality(system(2500, 2), train, held_out, layout)
+    titles = [axes.get_title(loc="left") for axes in correlation_maps(found).axes[:3]]
+    sides = found.figures["correlation"]
+    assert titles[1] == f"new, mean {number(sides['new']['mean'])}"
+    off = ~np.eye(len(found.columns), dtype=bool)
+    assert sides["new"]["mean"] == pytest.approx(np.abs(found.drawn["correlation_new"])[off].mean(), rel=1e-12)
 
 
 def test_one_column_that_varies_can_be_drawn(tmp_path: Path) -> None:
