@@ -146,7 +146,8 @@ class WandB:
         except Exception as error:  # a message of the service, of the network, or of its own process
             raise ConfigError(
                 f"Weights & Biases cannot be started ({type(error).__name__}: {error}); call `wandb login`, set "
-                "WANDB_MODE=offline, or use --report_to tensorboard"
+                "WANDB_MODE=offline, or use --report_to tensorboard, and go on in this folder with "
+                "--resume_from_checkpoint latest"
             ) from error
         self._wandb, self._every, self._failed = wandb, clips_every, False
 
