@@ -15,6 +15,7 @@ from pathlib import Path
 
 import credit_curves
 import numpy as np
+import set_moves
 from seeded_runs import ROOT, Row, command, heading, interval, shares
 
 
@@ -139,6 +140,8 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
 
 def table(rows: list[dict], machine: str, prompts: int) -> str:
     """docs/set_tuning.md."""
+    moves = ROOT / "docs" / "set_tuning.png"
+    set_moves.picture(rows, moves)
     lines = [
         "# What tuning toward a whole set gains, and what else moves",
         "",
@@ -149,6 +152,8 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         "Exemplars are disco clips; FAD columns are distances to 400 other disco clips in the codec's latents, Vendi "
         "is in the judge's space, neither is trained on. Disco: share of clips that the readers hear as disco. "
         "Minutes: training of the fastest seed, one thread.",
+        "",
+        f"![What moved, row by row: base in grey, tuned in colour]({moves.name})",
         "",
         "| row | seeds | minutes | target | dataset FAD | per-song FAD | Vendi | disco | CLAP | judge | diversity "
         "| gap share | search |",
