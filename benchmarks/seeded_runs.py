@@ -157,10 +157,13 @@ def run(row: Row, seed: int, work: Path, kept_in: Path, result: Result) -> None:
         started = time.time()
         environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (work / f"{folder.name}.log").open("a") as log:
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code:
+            running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            _, status, used = os.wait4(running.pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
             raise RuntimeError(f"{' '.join(command)} ended with {code}; see {work / (folder.name + '.log')}")
-        print(f"{row.name}, seed {seed}: {time.time() - started:.0f} s", flush=True)
+        running.returncode = 0
+        cpu = used.ru_utime + used.ru_stime
+        print(f"{row.name}, seed {seed}: {time.time() - started:.0f} s, {cpu:.0f} CPU s", flush=True)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = {
         "settings": settings,
