@@ -68,8 +68,8 @@ class Gaussian:
 
         A singular covariance is allowed; its null directions are then known to about 1e-8 of the largest spread.
         """
-        mu = float64(mean)
-        cov = float64(covariance, like=mu)
+        mu = float64(mean, what=f"{what}: mean")
+        cov = float64(covariance, like=mu, what=f"{what}: covariance")
         if mu.ndim != 1 or len(mu) == 0 or cov.shape != (len(mu), len(mu)):
             raise ShapeError(f"{what}: mean {tuple(mu.shape)}, covariance {tuple(cov.shape)}; expected (f,) and (f, f)")
         if not bool(torch.isfinite(mu).all()):

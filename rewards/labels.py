@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dragon.errors import ConfigError, NotFinite, ShapeError
-from dragon.exemplars.features import Features, as_features
+from dragon.exemplars.features import Features, as_features, whole
 
 _SUM_TOLERANCE = 1e-4  # what a softmax in float16 or float32 may be off
 _EPS = 1e-6
@@ -102,7 +102,7 @@ def inception_score(probabilities: Features, splits: int = 1, seed: int = 0) -> 
     4.0
     """
     table = _probabilities(probabilities, "probabilities")
-    n, classes = table.shape
+    (n, classes), splits = table.shape, whole(splits, "splits")
     if not 1 <= splits <= n:
         raise ConfigError(f"splits is {splits}; expected 1 to {n}, the number of rows")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dragon.errors import ConfigError
-from dragon.exemplars.features import Features, as_features
+from dragon.exemplars.features import Features, as_features, whole
 
 _BLOCK_NUMBERS = 1 << 22  # numbers of one block (32 MiB)
 _SPARE = 8  # neighbours looked at beyond k, because rounding may have put the k nearest out of order
@@ -60,7 +60,7 @@ def prdc(generated: Features, reference: Features, k: int = 5) -> PrdcResult:
     """
     y = as_features(reference, "reference", at_least=2, like=generated)
     x = as_features(generated, "generated", size=y.shape[1], at_least=2)
-    n, m = len(x), len(y)
+    n, m, k = len(x), len(y), whole(k, "k")
     if not 1 <= k < min(n, m):
         raise ConfigError(
             f"k is {k}; expected 1 to {min(n, m) - 1}, because each row needs k others ({n} generated, {m} reference)"

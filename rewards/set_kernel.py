@@ -23,7 +23,7 @@ from dragon.errors import ConfigError, ShapeError
 from dragon.exemplars.features import as_features
 from dragon.exemplars.sets import ExemplarSet, load_with_encoder
 from dragon.media import Media
-from dragon.rewards.kernel import median_distance
+from dragon.rewards.kernel import gaussian_kernel, median_distance
 
 _BLOCK_FRAMES = 2048  # a side of one block of kernel values (32 MiB)
 _BLOCK_NUMBERS = 1 << 22
@@ -66,7 +66,7 @@ class SetKernel:
         self.bandwidth = median_distance(reference) if bandwidth is None else float(bandwidth)
         if not (self.bandwidth > 0 and math.isfinite(self.bandwidth)):
             raise ConfigError(f"{name}: bandwidth {self.bandwidth:g}; expected above 0")
-        self._centre = reference.mean(dim=0)  # distances are taken from here, so that far-off features stay exact
+        self._centre = reference.mean(dim=0)  # distances are taken from here, so that few rows need exact differences
         self._reference = ((reference - self._centre) / self.bandwidth)[None]
         m = len(reference)
         self._within_reference = (float(_pair_sums(self._reference)) - m) / (m * (m - 1))
@@ -274,9 +274,7 @@ def _mean_kernel(items: Tensor, others: Tensor) -> Tensor:
 
 def _block(x: Tensor, y: Tensor) -> Tensor:
     """(b, c) sums over the frames of x (b, s, f) and y (c, r, f)."""
-    rows, columns = x.flatten(0, 1), y.flatten(0, 1)
-    sizes = rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)
-    kernel = torch.addmm(sizes, rows, columns.mT, alpha=-2).clamp_(min=0).mul_(-0.5).exp_()
+    kernel = gaussian_kernel(x.flatten(0, 1), y.flatten(0, 1))
     return kernel.view(*x.shape[:2], *y.shape[:2]).sum(dim=(1, 3))
 
 

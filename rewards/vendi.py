@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dragon.errors import ConfigError, NotFinite, ShapeError
-from dragon.exemplars.features import Features, as_features
+from dragon.exemplars.features import Features, as_features, float64, numbers
 from dragon.rewards.clap import unit_rows
 
 _KERNEL_TOLERANCE = 1e-6  # what a kernel computed in float32 may be off: symmetry, diagonal, least eigenvalue of K / n
@@ -67,10 +67,12 @@ def vendi_score_from_kernel(kernel: Features, q: float = 1.0, weights: Features 
         ShapeError: not such a kernel, with what to do. NotFinite, ConfigError: as `vendi_score`.
     """
     order = checked_order(q)
-    table = as_features(kernel, "kernel")
-    n = len(table)
-    if table.shape != (n, n):
-        raise ShapeError(f"kernel of shape {tuple(table.shape)}; expected (n, n)")
+    given = numbers(kernel, "kernel")
+    if given.ndim != 2 or given.shape[0] != given.shape[1] or not len(given):
+        raise ShapeError(f"kernel of shape {tuple(given.shape)}; expected (n, n), n at least 1")
+    if given.is_floating_point() and given.dtype.itemsize < 4:
+        raise ShapeError(f"kernel of type {given.dtype}, whose rounding hides its spectrum; compute it in float32")
+    table, n = as_features(given, "kernel"), len(given)
     if float((table - table.mT).abs().max()) > _KERNEL_TOLERANCE:
         raise ShapeError("the kernel is not symmetric; expected K[i, j] = K[j, i]; take (K + K.T) / 2")
     off = (table.diagonal() - 1).abs()
@@ -86,16 +88,19 @@ def vendi_score_from_kernel(kernel: Features, q: float = 1.0, weights: Features 
             f"the kernel has eigenvalue {least * n:.3g}; expected none below 0: it is no inner product of features"
         )
     root = _shares(weights, table).sqrt()
-    precision = torch.float32 if torch.as_tensor(kernel).dtype.itemsize < 8 else torch.float64
-    found = spectrum((table + table.mT) / 2 * root[:, None] * root, n, torch.finfo(precision).eps)
+    noise = torch.finfo(torch.float32 if given.dtype.itemsize < 8 else torch.float64).eps
+    found = spectrum((table + table.mT) / 2 * root[:, None] * root, n, noise)
     return VendiResult(float(effective_number(found, order)), order, n, 0)
 
 
 def checked_order(q: float) -> float:
     """q as a float. Raises ConfigError unless it is an order: 0 to inf."""
-    order = float(q)
+    try:
+        order = float(q)
+    except (TypeError, ValueError):
+        order = math.nan
     if not order >= 0:
-        raise ConfigError(f"Vendi order q is {q}; expected 0 or more, inf included")
+        raise ConfigError(f"Vendi order q is {q!r}; expected 0 or more, inf included")
     return order
 
 
@@ -133,7 +138,7 @@ def _shares(weights: Features | None, items: Tensor) -> Tensor:
     n = len(items)
     if weights is None:
         return items.new_full((n,), 1 / n)
-    table = torch.as_tensor(weights).detach().to(items.device).to(torch.float64)
+    table = float64(weights, like=items, what="weights")
     if table.shape != (n,):
         raise ShapeError(f"weights of shape {tuple(table.shape)}; expected ({n},), one an item")
     if not bool(table.isfinite().all()):

@@ -26,6 +26,8 @@ from dragon.rewards import (
     frechet_distance_from_moments,
     kernel_distance,
     per_song_frechet,
+    vendi_score,
+    vendi_score_from_kernel,
 )
 from dragon.rewards.infinity import frechet_distance_infinity
 from dragon.rewards.labels import inception_score, kl_divergence
@@ -93,6 +95,10 @@ CASES: dict[str, tuple[Callable[..., object], tuple[np.ndarray, ...]]] = {
     "prdc": (prdc, (np.floor(table(20)), np.floor(table(30, seed=1)))),
     "clap": (clap_score, (table(5), table(5, seed=1))),
     "diversity": (diversity, (table(5),)),
+    "vendi": (lambda x: vendi_score(x, weights=np.arange(1, 6)), (table(5),)),
+    "vendi of many": (lambda x: vendi_score(x, q=0.5), (table(9),)),
+    "vendi of a kernel": (lambda k: vendi_score_from_kernel(k, q=2), (np.full((3, 3), 0.5) + 0.5 * np.eye(3),)),
+    "kernel, far off": (lambda x, y: kernel_distance(x, y, 0.001), (table(20), table(30, seed=1))),
     "kl": (kl_divergence, (softmax(5, 0), softmax(5, 1))),
     "inception": (lambda p: inception_score(p, splits=2), (softmax(6, 0),)),
 }

@@ -188,6 +188,25 @@ def test_it_equals_scipys_square_root_where_that_is_well_conditioned():
     assert float(frechet_distance(x, y)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("size", [30, 300])
+def test_factors_from_frames_and_from_moments_agree_on_many_frames(size: int):
+    """Two algorithms: QR of the frames, Cholesky factors of their covariances."""
+    x, y = frames(400, size, 1), frames(500, size, 2)
+    moments = [part for table in (x, y) for part in (table.mean(0), np.cov(table.T))]
+    assert float(frechet_distance(x, y)) == pytest.approx(float(frechet_distance_from_moments(*moments)), rel=1e-10)
+
+
+def test_no_square_root_of_a_matrix_is_taken(monkeypatch):
+    """scipy's changed its signature, and loses half of the digits of singular covariances."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("sqrtm")
+
+    monkeypatch.setattr("scipy.linalg.sqrtm", refuse)
+    x, y = frames(6, 10, 1), frames(40, 10, 2)
+    assert float(frechet_distance(x, y)) > 0 and per_song_frechet([x, x[:1]], y).shape == (2,)
+
+
 def test_precision_of_the_trace_term_needs_float64():
     # what the file's docstring claims: the same formula in float32 is off by far more than its float64 result
     x = frames(200, 64, 5)
@@ -314,6 +333,19 @@ def test_a_songs_value_does_not_depend_on_its_batch(monkeypatch):
         np.testing.assert_allclose(per_song_frechet([song], reference), [value], rtol=1e-12)
     monkeypatch.setattr("dragon.rewards.frechet._CHUNK_NUMBERS", 1)
     np.testing.assert_allclose(per_song_frechet(songs, reference), together, rtol=1e-12)
+
+
+def test_songs_are_unmoved_by_rotation_and_offset_and_scale_by_the_square():
+    reference = frames(100, 8, 0)
+    songs = [frames(rows, 8, rows) for rows in (1, 3, 50)]
+    expected, turn = per_song_frechet(songs, reference), rotation(8)
+    np.testing.assert_allclose(
+        per_song_frechet([song @ turn for song in songs], reference @ turn), expected, rtol=1e-11
+    )
+    np.testing.assert_allclose(per_song_frechet([song + 1e4 for song in songs], reference + 1e4), expected, rtol=1e-9)
+    for scale in (1e-3, 1e4):
+        found = per_song_frechet([song * scale for song in songs], reference * scale)
+        np.testing.assert_allclose(found, scale**2 * expected, rtol=1e-10)
 
 
 def test_a_reference_of_fewer_frames_than_features_serves_songs_too():

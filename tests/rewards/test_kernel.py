@@ -118,6 +118,33 @@ def test_blocks_scale_rotation_and_a_far_offset_change_nothing(monkeypatch):
     assert float(kernel_distance(x, y)) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("offset", [1e4, 1e6, 1e8])
+def test_one_side_far_off_keeps_its_own_distances(offset: float):
+    """Across, the kernel is 0; within the generated side it must not suffer from where that side lies."""
+    y = features(60, 5, 1)
+    x = np.round(features(40, 5, 0), 3)  # moved without rounding
+    moved = np.round(x + offset, 3)
+    x = moved - offset
+    within = np.exp(-cdist(x, x, "sqeuclidean") / 2)
+    within_y = np.exp(-cdist(y, y, "sqeuclidean") / 2)
+    expected = 100 * ((within.sum() - 40) / (40 * 39) + (within_y.sum() - 60) / (60 * 59))
+    assert float(kernel_distance(moved, y, 1.0)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("where", ["generated", "reference", "both"])
+def test_outliers_cost_no_digits(where: str):
+    x, y = features(40, 5, 0), features(60, 5, 1)
+    for side, table in (("generated", x), ("reference", y)):
+        if where in (side, "both"):
+            table[3:6] += 2.0**20  # three rows far from all, near each other; they hold ten digits
+
+    def mean(a: np.ndarray, b: np.ndarray, diagonal: int = 0) -> float:
+        return float((np.exp(-cdist(a, b, "sqeuclidean") / 2).sum() - diagonal) / (len(a) * (len(b) - (diagonal > 0))))
+
+    expected = 100 * (mean(x, x, 40) + mean(y, y, 60) - 2 * mean(x, y))
+    assert float(kernel_distance(x, y, 1.0)) == pytest.approx(expected, rel=1e-8)
+
+
 @pytest.mark.parametrize("rows", [2, 3, 50, 401])
 @pytest.mark.parametrize("law", ["normal", "grid"])
 def test_the_median_of_many_rows_is_exact(monkeypatch, rows: int, law: str):
@@ -142,6 +169,11 @@ def test_a_reference_of_equal_rows_has_no_bandwidth():
     assert float(kernel_distance(same, same, bandwidth=1.0)) == pytest.approx(0, abs=1e-12)
     with pytest.raises(ConfigError, match="bandwidth 0"):
         kernel_distance(same, same, bandwidth=0.0)
+
+
+def test_a_bandwidth_too_small_for_numbers_is_refused():
+    with pytest.raises(ConfigError, match="bandwidth 9.99989e-321 for features that lie .* from the reference's mean"):
+        kernel_distance(features(5, 2, 0), features(5, 2, 1), 1e-320)
 
 
 def test_what_does_not_fit_is_refused():

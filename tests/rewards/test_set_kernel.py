@@ -134,6 +134,23 @@ def test_far_off_features_stay_exact():
     assert float(moved) == pytest.approx(float(reward().score_sets(features, members)), rel=1e-7)
 
 
+@pytest.mark.parametrize("offset", [1e6, 1e8])
+def test_clips_far_from_the_exemplars_keep_the_distances_among_themselves(offset: float):
+    moved = torch.round(frames(8, 5, 0).double() + offset, decimals=2)
+    x, held = moved.flatten(0, 1) - offset, exemplars().features
+    assert held is not None
+    y = held.double()
+    within = [float((-torch.cdist(a, a).square() / (2 * 1.5**2)).exp().sum() - len(a)) for a in (x, y)]
+    expected = -100 * sum(total / (len(a) * (len(a) - 1)) for total, a in zip(within, (x, y), strict=True))
+    assert float(reward().score_sets(moved, torch.arange(8)[None])) == pytest.approx(expected, rel=1e-8)
+
+
+def test_many_frames_score_as_the_plain_distance_does():
+    """Two algorithms, tables of sums and blocks of rows, on 450 frames."""
+    features = frames(90, 5, 4, 0.2)
+    assert float(reward().score_sets(features, torch.arange(90)[None])) == pytest.approx(plain(features), rel=1e-10)
+
+
 # ---- swaps
 
 

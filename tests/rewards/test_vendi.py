@@ -95,6 +95,16 @@ def test_it_equals_the_definition_in_forty_digits(q: float, rows: int, size: int
     assert float(vendi_score_from_kernel(cosines(x), q, weights)) == pytest.approx(by_mpmath(x, q, weights), rel=1e-12)
 
 
+@pytest.mark.parametrize("q", [0.5, 1.0, 2.0, math.inf])
+@pytest.mark.parametrize(("rows", "size"), [(400, 60), (400, 700)])
+def test_features_and_their_kernel_agree_on_many_rows(q: float, rows: int, size: int):
+    table = np.random.default_rng(0).standard_normal((rows, size)) * np.linspace(0.2, 1, size) + 0.2
+    units = table / np.linalg.norm(table, axis=1, keepdims=True)
+    kernel = units @ units.T
+    np.fill_diagonal(kernel, 1.0)
+    assert float(vendi_score(table, q)) == pytest.approx(float(vendi_score_from_kernel(kernel, q)), rel=1e-10)
+
+
 @pytest.mark.parametrize("offset", [-1e-3, -1e-6, -1e-9, -1e-13, 1e-13, 1e-9, 1e-6, 1e-3])
 def test_orders_next_to_one_are_accurate(offset: float):
     x = features(7, 4, 3)
