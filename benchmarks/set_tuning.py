@@ -15,6 +15,7 @@ from pathlib import Path
 
 import credit_curves
 import numpy as np
+import set_attributes
 import set_moves
 from seeded_runs import ROOT, Row, command, heading, interval, shares
 
@@ -96,6 +97,7 @@ def result(folder: Path) -> dict[str, object]:
         "shares": {name: values.tolist() for name, values in sorted(shares(folder).items())},
         "gap_share": float(np.mean(gap)) if gap else None,
         "search_share": sum(s["search"] for s in seconds) / sum(sum(s.values()) for s in seconds),
+        "heard": set_attributes.heard(folder),
         "curves": {name: credit_curves.curve(log, name) for name in log[0]["rewards"]},
     }
 
@@ -134,12 +136,15 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
         },
         "gap_share": None if runs[0]["gap_share"] is None else float(np.mean([run["gap_share"] for run in runs])),
         "search_share": float(np.mean([run["search_share"] for run in runs])),
+        "set_size": runs[0]["settings"]["evaluation"]["set_size"],
+        "heard": [run["heard"] for run in runs if "heard" in run],  # runs from before it was read have none
         "curves": {run["settings"]["seed"]: run["curves"].get(row.target, {}) for run in runs},
     }
 
 
 def table(rows: list[dict], machine: str, prompts: int) -> str:
     """docs/set_tuning.md."""
+    sizes = " or ".join(str(size) for size in sorted({row["set_size"] for row in rows}))
     moves = ROOT / "docs" / "set_tuning.png"
     set_moves.picture(rows, moves)
     lines = [
@@ -147,8 +152,9 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         "",
         f"Made by `python benchmarks/set_tuning.py` on {machine}; {prompts} held-out prompts that name no style, two "
         "independent samples a prompt and side. A set reward's cell is before -> after, and in per cent how often a "
-        "tuned set of 16 prompts beats a base set of 16 others, with a 95 % interval; that of a clip's reward is how "
-        "often a tuned sample beats a base sample of the same prompt. 50 is no change. The target of a row is bold. "
+        f"tuned set of {sizes} prompts beats a base set of as many others, with a 95 % interval; that of a clip's "
+        "reward is how often a tuned sample beats a base sample of the same prompt. 50 is no change. The target of a "
+        "row is bold, its gain with a 95 % interval in brackets. "
         "Exemplars are disco clips; FAD columns are distances to 400 other disco clips in the codec's latents, Vendi "
         "is in the judge's space, neither is trained on. Disco: share of clips that the readers hear as disco. "
         "Minutes: training of the fastest seed, one thread.",
@@ -160,7 +166,7 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        target = f"{_moved(row, row['target'])}, {_win(row, row['target'])}"
+        target = f"{_moved(row, row['target'])}{_gain(row)}, {_win(row, row['target'])}"
         cells = [
             f"control: {row['name']}" if row["control"] else row["name"],
             str(row["seeds"]),
@@ -175,7 +181,25 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
             f"{100 * row['search_share']:.1f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *_assignments(rows)]) + "\n"
+    return "\n".join([*lines, "", *_attributes(rows), *_assignments(rows)]) + "\n"
+
+
+def _attributes(rows: list[dict]) -> list[str]:
+    """Which attributes moved."""
+    table_lines = set_attributes.lines(rows)
+    if not table_lines:
+        return []
+    return [
+        "## What the readers hear",
+        "",
+        f"{set_attributes.PROMPTS} held-out prompts, {set_attributes.SAMPLES} samples each, heard by the built-in "
+        "classifiers. A cell is the total variation distance in per cent between what is heard of an attribute in "
+        "base and in tuned clips: the share of clips that would have to change their value. The exemplars' works are "
+        "all disco; their other attributes are drawn evenly. The last line, the base with other seeds, is chance.",
+        "",
+        *table_lines,
+        "",
+    ]
 
 
 def _assignments(rows: list[dict]) -> list[str]:
@@ -192,7 +216,7 @@ def _assignments(rows: list[dict]) -> list[str]:
         "How far the dataset FAD of an iteration's own 64 samples lies below that of random labels at the same "
         "iteration and seed (the same prompts and noise): mean over iterations, and in brackets the range of seeds. "
         f"Half: of the mean of the last {credit_curves.LAST} iterations, on a curve smoothed over "
-        f"{credit_curves.WINDOW}. Minutes are of the fastest seed. Influence spends its first four iterations on "
+        f"{credit_curves.WINDOW}. Minutes are of the fastest seed. Influence spends its first three iterations on "
         "filling its queue.",
         "",
         f"![Dataset FAD below random labels' by iteration and by minutes]({place.name})",
@@ -205,6 +229,12 @@ def _moved(row: dict, name: str) -> str:
     """A distance is shown as such: rewards are minus distances."""
     sign = -1 if row["base"][name] < 0 else 1
     return f"{sign * row['base'][name]:.3g} -> {sign * row['tuned'][name]:.3g}"
+
+
+def _gain(row: dict) -> str:
+    """Of a set's reward, for which more is better."""
+    found = row["difference"].get(row["target"])
+    return "" if found is None else " ({:+.2f} [{:.2f}, {:.2f}])".format(*found)
 
 
 def _win(row: dict, name: str) -> str:
