@@ -5,7 +5,8 @@ PYTHON ?= python3.11
 WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
-DEV := $(VENV)/.dev
+# named by the list of modules: another list, another set-up
+DEV := $(VENV)/.dev-$(shell find dragon rewards exemplars -name '*.py' | LC_ALL=C sort | cksum | cut -d' ' -f1)
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # torch and the others, by name only: looking for them takes no time, importing them takes seconds
@@ -21,13 +22,13 @@ MALLOC := MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MA
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# editable_mode=strict links single files, so that type checkers and editors see rewards/ inside dragon;
-# after adding a module, run it again
+# editable_mode=strict links single files, so that type checkers and editors see rewards/ inside dragon
 setup: $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' --config-settings editable_mode=strict
+	@rm -f $(VENV)/.dev*
 	@touch $(DEV)
 
-# what test, lint and types need: set up once, and again when the dependencies change
+# what test, lint and types need: set up once, and again when dependencies change or modules come and go
 $(DEV): pyproject.toml
 	@$(MAKE) --no-print-directory setup
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dragon.batching import out_of_memory
 from dragon.collect import Collected, Progress
 from dragon.config import RewardSpec, Spec, TrainConfig, trackers
 from dragon.contrast import Credit
@@ -29,6 +30,7 @@ from dragon.protocols import Callback, InstanceReward, JointEncoder, Objective, 
 from dragon.registry import nearest, resolve
 from dragon.scoring import WeightedReward
 from dragon.signatures import converted
+from dragon.texts import raised
 from dragon.trainer import Trainer, TrainSettings
 
 
@@ -191,7 +193,14 @@ def build(kind: str, spec: Spec | RewardSpec, **supplied: object) -> Any:
 
         return FunctionReward(function, spec.name.rpartition(":")[2])
     taken = inspect.signature(plugin).parameters
-    return plugin(**({key: value for key, value in supplied.items() if key in taken} | options))
+    try:
+        return plugin(**({key: value for key, value in supplied.items() if key in taken} | options))
+    except DragonError:
+        raise
+    except Exception as error:  # a plug-in may raise anything; its author needs to see what
+        if out_of_memory(error):
+            raise
+        raise PluginError(f"{kind} {spec.name!r} cannot be made: {raised(error)}") from error
 
 
 def plugin_problems(config: TrainConfig) -> list[Problem]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dragon.errors import Unwritable
+from dragon.errors import ConfigError, Unwritable
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -55,6 +55,15 @@ def writing(what: str, place: Path, hint: str, needed: int = 0) -> Iterator[None
 def room(place: Path) -> int:
     """Free bytes where `place` is or would be."""
     return shutil.disk_usage(standing(place)).free
+
+
+def check_writable(folder: Path, what: str) -> None:
+    """Raises ConfigError unless files may be written to `folder`, or it may be made; `what` names it."""
+    place = standing(folder)
+    if not place.is_dir():
+        raise ConfigError(f"{what} {str(folder)!r}: {str(place)!r} is a file; choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} {str(folder)!r}: {str(place)!r} may not be written to; choose another folder")
 
 
 def standing(place: Path) -> Path:

@@ -50,6 +50,8 @@ def read_yaml(path: str | Path) -> dict[str, object]:
     """
     place = os.fspath(path)
     if not os.path.isfile(place):  # pathlib would raise for a name that is too long
+        if os.path.isdir(place):
+            raise ConfigError(f"{short(place)} is a folder; expected a configuration file, such as its config.yaml")
         raise ConfigError(f"no configuration file {short(place)} (looked in {os.getcwd()})")
     try:
         with open(place, "rb") as file:
@@ -202,6 +204,10 @@ def _explain(schema: type, kind: str, detail: Mapping[str, typing.Any], location
         return f"unknown key; did you mean {near}?" if near else f"unknown key; known here: {', '.join(names)}"
     if kind == "missing":
         return "is missing and has no default"
+    if kind == "dataclass_type":
+        hint = f", for example {{name: {detail['input']}}}" if isinstance(detail["input"], str) else ""
+        names = _fields_at(schema, location)
+        return f"{short(detail['input'])} does not fit: expected keys{hint}; known here: {', '.join(names)}"
     return f"{short(detail['input'])} does not fit: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 

@@ -163,7 +163,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def _check_kind(kind: str) -> None:
     if kind not in BUILT_IN:
-        raise PluginError(f"no kind of plug-in is called {kind!r}; there are {', '.join(BUILT_IN)}")
+        near = nearest(kind, BUILT_IN)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(BUILT_IN)}"
+        raise PluginError(f"no kind of plug-in is called {kind!r}; {hint}")
 
 
 def _from_text(kind: str, text: str) -> Any:

@@ -23,7 +23,7 @@ from pathlib import Path
 from dragon import checkpoint
 from dragon.config import TrainConfig, from_dict, read_yaml, to_dict, to_yaml
 from dragon.errors import ConfigError
-from dragon.files import writing
+from dragon.files import check_writable, writing
 from dragon.registry import nearest
 
 CONTENTS = (
@@ -96,7 +96,7 @@ def check_folder(config: TrainConfig, say: Callable[[str], None]) -> Start:
             or the checkpoint asked for is not there or damaged.
     """
     folder = Path(config.output_dir)
-    _check_writable(folder)
+    check_writable(folder, "output_dir")
     # a link counts even if it leads nowhere: the run would write where it points
     occupied = [name for name in CONTENTS if os.path.lexists(folder / name)]
     asked = config.resume_from_checkpoint
@@ -256,16 +256,6 @@ def _with_parents(keys: Mapping[str, object]) -> Iterator[str]:
     for key in keys:
         for match in re.finditer(r"[.\[]|$", key):
             yield key[: match.start()]
-
-
-def _check_writable(folder: Path) -> None:
-    place = folder
-    while not os.path.exists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise ConfigError(f"output_dir {str(folder)!r}: {str(place)!r} is a file; choose another folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir {str(folder)!r}: {str(place)!r} may not be written to; choose another folder")
 
 
 def _version(package: str) -> str | None:

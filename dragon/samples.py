@@ -17,6 +17,7 @@ from dragon.config import Spec, TrainConfig
 from dragon.errors import ConfigError
 from dragon.files import writing
 from dragon.media import Generation
+from dragon.policy.base import check_sampling
 from dragon.prompts import load_prompts
 from dragon.protocols import Policy
 from dragon.registry import available
@@ -63,6 +64,8 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     for name, value in (("samples_per_prompt", wanted.samples_per_prompt), ("count", wanted.count)):
         if value < 1:
             raise ConfigError(f"{name} is {value}; expected at least 1")
+    if wanted.seed < 0:
+        raise ConfigError(f"seed is {wanted.seed}; expected 0 or above")
     for text in (*prompts, wanted.output_dir):
         if not writable(text):
             raise ConfigError(f"{short(text)} holds a NUL or half a character; expected text")
@@ -72,6 +75,7 @@ def write_samples(model: str, wanted: SampleRequest, batch_size: int = 32) -> It
     config, policy = _load(model, wanted.device)
     steps = wanted.steps or config.evaluation.steps
     guidance = config.evaluation.guidance if wanted.guidance < 0 else wanted.guidance
+    check_sampling(steps, guidance)
     policy.encode(prompts)  # a prompt that the model refuses must not leave a folder behind
     # one noise for all prompts would make a folder less diverse than the model, and its FAD worse; blocks that do not
     # overlap, since folders of seeds 0 and 1 must not share noise either

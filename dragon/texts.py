@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import traceback
+from pathlib import Path
 
 # controls but tab and line end; embeddings and overrides that reorder what follows; halves of a character
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_PACKAGE = Path(__file__).resolve().parent
 _LINE = 120  # letters of a picture's line
 
 
@@ -35,6 +38,20 @@ def short(value: object, length: int = 200) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says first; its kind where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def raised(error: BaseException) -> str:
+    """An error's kind and first line, and where in its author's own file it arose, if one is known.
+
+    A plug-in's author needs the line; frames of this package and of installed ones say nothing to them.
+    """
+    kind, text = type(error).__name__, str(error).strip()
+    said = f"{kind}: {first_line(error)}" if text else kind
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_file() and "site-packages" not in path.parts and _PACKAGE not in path.resolve().parents:
+            return f"{said} ({path.name}, line {frame.lineno})"
+    return said
 
 
 def literal(text: object) -> str:

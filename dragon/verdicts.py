@@ -20,7 +20,7 @@ from dragon.errors import DragonError, NotFinite, PluginError
 from dragon.media import Media
 from dragon.processes import Processes
 from dragon.protocols import InstanceReward, SetReward
-from dragon.texts import short
+from dragon.texts import raised, short
 
 T = TypeVar("T")
 
@@ -133,13 +133,12 @@ def set_scores(name: str, reward: SetReward, features: Tensor, sets: Sequence[Te
     """
     try:
         with torch.no_grad():
-            values = reward.score_sets(features, torch.stack(list(sets))).double().cpu()
+            values = torch.as_tensor(reward.score_sets(features, torch.stack(list(sets)))).double().cpu()
     except DragonError:
         raise
     except Exception as error:  # a reward may raise anything; its author needs to see what
         raise PluginError(
-            f"set reward {name!r} raised {type(error).__name__}: {error} for {len(sets)} sets of {len(sets[0])} "
-            "clips; mend the reward"
+            f"set reward {name!r} raised {raised(error)} for {len(sets)} sets of {len(sets[0])} clips; mend the reward"
         ) from error
     if values.shape != (len(sets),) or not bool(values.isfinite().all()):
         raise NotFinite(
@@ -214,8 +213,7 @@ def _asked(who: str, function: Callable[[], T], clips: _Clips, timeout: float) -
     except (Exception, SystemExit) as error:  # a reward may raise anything; its author needs to see what
         if out_of_memory(error):
             raise
-        told = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        raise PluginError(f"{who} raised {told} for {clips}; mend the reward") from error
+        raise PluginError(f"{who} raised {raised(error)} for {clips}; mend the reward") from error
 
 
 def _tensor(found: object, who: str, expected: str, clips: _Clips) -> Tensor:

@@ -111,8 +111,7 @@ class Gathered:
         Raises:
             ConfigError: a share that is not between 0 and 1; fewer than two items of different content.
         """
-        if not 0 < held_out < 1:
-            raise ConfigError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.5")
+        check_share(held_out)
         groups: dict[str, list[int]] = {}
         for row, item in enumerate(self.items):
             groups.setdefault(item.content_hash, []).append(row)
@@ -136,6 +135,12 @@ class Gathered:
             for part, rows in zip(("train", "held_out"), sides, strict=True)
         )
         return train, held
+
+
+def check_share(held_out: float) -> None:
+    """Raises ConfigError unless it is a share that leaves something on both sides."""
+    if not 0 < held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.5")
 
 
 def check_name(name: str) -> None:

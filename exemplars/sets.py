@@ -112,6 +112,8 @@ class ExemplarSet:
         if (self.encoder_hash, self.size) != (other.encoder_hash, other.size):
             # the one of which it is known how it was made
             again, kept = (self, other) if self.command and not other.command else (other, self)
+            if again.modality == "text":  # an encoder of clips alone embeds no captions
+                again, kept = kept, again
             raise ConfigError(
                 f"exemplars {self.name!r} were embedded with {self.encoder!r} (fingerprint {self.encoder_hash}), "
                 f"{other.name!r} with {other.encoder!r} (fingerprint {other.encoder_hash}); rebuild one with the "

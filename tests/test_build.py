@@ -203,6 +203,16 @@ def test_build_says_what_does_not_fit() -> None:
         build("reward", Spec("randon"))
 
 
+def test_a_constructor_that_raises_is_one_message_with_its_place(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "boom.py").write_text(
+        "class Boom:\n    def __init__(self, path: str = 'x'):\n        raise RuntimeError('no weights')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    message = r"reward 'boom.py:Boom' cannot be made: RuntimeError: no weights \(boom.py, line 3\)"
+    with pytest.raises(PluginError, match=message):
+        build("reward", Spec("boom.py:Boom"))
+
+
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in ("contrast", "objective") for n in BUILT_IN[k]])
 def test_every_contrast_and_objective_builds_with_its_defaults(folder: Path, kind: str, name: str) -> None:
     options = {"beta": 100.0} if name in ("dpo", "kto") else {}

@@ -194,7 +194,7 @@ def test_a_watched_set_reward_that_breaks_its_contract_is_named_as_a_reward() ->
         def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
             raise KeyError("members")
 
-    with pytest.raises(PluginError, match="set reward 'spread' raised KeyError: 'members' for 1 sets of 2 clips"):
+    with pytest.raises(PluginError, match="set reward 'spread' raised KeyError: 'members' .* for 1 sets of 2 clips"):
         stopping_reason([RewardHacking("spread", watch={"spread": Broken()})], report())
 
 

@@ -199,7 +199,16 @@ def test_everything_wrong_is_one_message_and_nothing_is_written(folder: Path, ca
         (["exemplars", "build", "mine", "nowhere"], "no folder 'nowhere'"),
         (["exemplars", "show", "nothing"], "no exemplar set 'nothing'"),
         (["exemplars", "lits"], "expected: dragon exemplars build"),
-        (["plugins", "rewards"], "no kind of plug-in is called 'rewards'"),
+        (["plugins", "rewards"], "no kind of plug-in is called 'rewards'; did you mean 'reward'?"),
+        (["train", "."], "'.' is a folder; expected a configuration file"),
+        (
+            ["train", "run.yaml", "--rewards", "[random]"],
+            "rewards.0: 'random' does not fit: expected keys, for example {name",
+        ),
+        (["sample", "toy", "--prompt", "left", "--output_dir", "s", "--steps", "-1"], "steps is -1"),
+        (["sample", "toy", "--prompt", "left", "--output_dir", "s", "--guidance", "nan"], "guidance nan"),
+        (["sample", "toy", "--prompt", "left", "--output_dir", "s", "--seed", "-1"], "seed is -1"),
+        (["aesthetics", "fit", ".", "--out", "a.safetensors"], "'.' is a folder; expected the .csv"),
     ],
 )
 def test_a_mistake_is_one_message_on_standard_error_and_exit_status_2(
@@ -336,7 +345,7 @@ def test_exemplars_are_built_of_captions(folder: Path, capsys) -> None:
         ("c.txt", "one\n\ntwo\n", [], "line 2: the prompt is ''"),
         ("c.txt", "one\ntwo\n", ["--encoder", "spectral"], "'spectral' embeds no text"),
         ("c.csv", 'caption\none\n""\ntwo\n', [], "caption 2 of 3 is blank"),
-        ("c.csv", "words\none\n", [], "no column 'prompt' among words"),
+        ("c.csv", "words\none\n", [], "has columns words; expected 'caption' (or 'prompt') for captions"),
         ("c.jsonl", '{"caption": "one"}\n{oops\n', [], "captions 'c.jsonl' cannot be read (Expecting"),
         ("c.txt", None, [], "no such file"),
     ],

@@ -101,6 +101,7 @@ def test_an_interruption_says_that_the_same_command_goes_on(inside, monkeypatch)
         ([], "no folder given before the flags; expected: dragon score FOLDER"),
         (["--metrics", "fad"], "no folder given before the flags"),
         (["near", "--out", "s.txt"], "--out s.txt: expected a name that ends in .json"),
+        (["near", "--out", "near/00.wav/s.json"], "--out: folder 'near/00.wav': 'near/00.wav' is a file"),
         (["near", "--metrics", "{name: fad"], "is not YAML"),
         (["near", "--metrics", "{fad}"], "expected a name, or {name: NAME"),
         (["near", "--metrics", "fad"], "metric 'fad' needs exemplars; give --exemplars"),

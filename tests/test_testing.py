@@ -133,6 +133,10 @@ class TestRewards:
             ({"embed": lambda self, m: None}, "embed: expected that it gives a torch.Tensor, not None"),
             ({"embed": lambda self, m: m.tensor.mean(2)}, r"embed: expected that it gives \(b, frames, features\)"),
             ({"embed": lambda self, m: MeanSpread().embed(m) / 0}, "embed: expected that it gives finite features"),
+            (
+                {"score_sets": lambda self, f, m: [0.0] * 3},
+                "score_sets: expected that it gives a torch.Tensor, not list",
+            ),
             ({"score_sets": lambda self, f, m: f[m].mean()}, r"score_sets: expected that it gives shape \(3,\)"),
             (
                 {"score_sets": lambda self, f, m: f[m[:, 0]].mean((1, 2))},
@@ -151,6 +155,16 @@ class TestRewards:
     def test_each_breach_of_a_set_reward_is_named(self, broken, message):
         with pytest.raises(PluginError, match=message):
             check_reward(breaking(MeanSpread, **broken))
+
+    def test_a_set_reward_that_lacks_a_part_is_told_which(self):
+        class Scores:
+            name = "scores"
+
+            def score_sets(self, features, members):
+                return features[members].mean((1, 2, 3))
+
+        with pytest.raises(PluginError, match="Scores.score_sets: expected that it comes with embed, as"):
+            check_reward(Scores())
 
     def test_a_set_reward_with_swaps_and_influence_passes(self):
         check_reward(SquaredMean())
@@ -507,6 +521,10 @@ class TestPolicies:
 
     def test_conditions_may_hold_masks(self):
         check_policy(MaskedCond(), TOY)
+
+    def test_what_is_no_policy_is_told_what_it_lacks(self):
+        with pytest.raises(PluginError, match="MeanSpread is no policy: it lacks decode, draw_noising, encode"):
+            check_policy(MeanSpread())
 
     def test_one_prompt_is_refused(self):
         with pytest.raises(PluginError, match="at least 2 different"):

@@ -71,10 +71,10 @@ def test_numbers_of_any_kind_are_scores(scores: Any) -> None:
         (lambda m: [1.0, None, 2.0], r"'odd' returned \[1.0, None, 2.0\] for 3 clips"),
         (lambda m: [[1.0], [2.0, 3.0], []], r"'odd' returned \[\[1.0\], \[2.0, 3.0\], \[\]\] for"),
         (lambda m: torch.ones(3) * 1j, "'odd' returned complex numbers"),
-        (raising(ValueError("no\nsuch")), "raised ValueError: no for 3 clips, the first for prompt 'slow', seed 7"),
-        (raising(KeyError("style")), "'odd' raised KeyError: 'style' for 3 clips"),
-        (raising(SystemExit(3)), "'odd' raised SystemExit: 3 for 3 clips"),
-        (raising(TimeoutError()), "'odd' raised TimeoutError: for 3 clips"),
+        (raising(ValueError("no\nsuch")), r"raised ValueError: no \(test_verdicts.py, line \d+\) for 3 clips"),
+        (raising(KeyError("style")), r"'odd' raised KeyError: 'style' \(.*\) for 3 clips"),
+        (raising(SystemExit(3)), r"'odd' raised SystemExit: 3 \(.*\) for 3 clips"),
+        (raising(TimeoutError()), r"'odd' raised TimeoutError \(.*\) for 3 clips"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("timeout", [0.0, 30.0])

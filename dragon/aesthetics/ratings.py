@@ -101,6 +101,8 @@ def load_opinions(path: str | os.PathLike[str]) -> Opinions:
     """
     place = Path(path)
     if not place.is_file():
+        if place.is_dir():
+            raise ConfigError(f"{str(place)!r} is a folder; expected the .csv of ratings or votes")
         raise ConfigError(f"no ratings file {str(place)!r} (looked for {place.resolve()})")
     try:
         with place.open(newline="", encoding="utf-8-sig") as file:

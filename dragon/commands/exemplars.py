@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from dragon.commands.arguments import parsed, plugin_spec
 from dragon.commands.sources import Captions, Which, find
 from dragon.errors import ConfigError
+from dragon.files import check_writable
 from dragon.texts import shown
 
 if TYPE_CHECKING:
@@ -107,8 +108,13 @@ def _build(arguments: list[str]) -> None:
 
 
 def _split(arguments: list[str]) -> None:
+    from dragon.exemplars.gathered import check_share
+
     name, place, wanted = _asked("split", SplitExemplars, arguments)
     names = f"{name}_train", f"{name}_held_out"
+    check_share(wanted.held_out)
+    if wanted.seed < 0:
+        raise ConfigError(f"seed is {wanted.seed}; expected 0 or above")
     targets = [Path(wanted.out) / f"{n}.safetensors" for n in names]
     _check_free(targets, wanted)
     found, source = _gather(place, wanted)
@@ -134,9 +140,12 @@ def _asked(action: str, schema: type[Options], arguments: list[str]) -> tuple[st
         raise ConfigError(f"{given} given; expected: {usage}, the name of the new set and what it is made of")
     wanted: Options = parsed(schema, arguments[places:], usage)
     from dragon.exemplars.gathered import check_name
+    from dragon.exemplars.sets import available
 
     name, place = arguments[:2]
     check_name(name)
+    if name in available():
+        raise ConfigError(f"{name!r} is the name of a shipped set, which would be taken for yours; choose another name")
     return name, place, wanted
 
 
@@ -152,6 +161,8 @@ def _check_free(targets: Sequence[Path], wanted: SourceOptions) -> None:
             raise ConfigError(f"exemplar file {target}: expected a name that ends in {SUFFIX}")
     if wanted.keep_frames < 0:
         raise ConfigError(f"--keep_frames {wanted.keep_frames}; expected a number of frames, or 0 for none")
+    for target in targets:
+        check_writable(target.parent, "--out: folder")
     taken = [str(target) for target in targets if target.exists()]
     if taken and not wanted.replace:
         raise ConfigError(f"{taken[0]!r} exists already; give another --out, or --replace to write over it")

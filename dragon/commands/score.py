@@ -9,6 +9,7 @@ from pathlib import Path
 from dragon.commands.arguments import parsed, plugin_spec
 from dragon.commands.progress import PassProgress
 from dragon.errors import ConfigError
+from dragon.files import check_writable
 
 USAGE = "dragon score FOLDER... [--exemplars FOLDER|SET ...] [--metrics NAME ...] [--encoder NAME ...]"
 
@@ -101,3 +102,5 @@ def _check_outputs(places: Mapping[str, tuple[str, str]]) -> None:
             raise ConfigError(f"--{flag} {place}: expected a name that ends in {suffix}")
         if place and Path(place).is_dir():
             raise ConfigError(f"--{flag} {place} is a folder; expected a file to write")
+        if place:
+            check_writable(Path(place).parent, f"--{flag}: folder")

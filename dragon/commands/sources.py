@@ -80,6 +80,11 @@ def find(place: str, *, of: Which = "auto", best: int | None = None, reward: str
         raise ConfigError(f"{place!r} has no column 'file'; --of clips needs one, with paths relative to that file")
     if "caption" in columns:
         return Captions(tuple(str(row.get("caption") or "") for row in rows), path.name)
+    if columns and "prompt" not in columns:
+        raise ConfigError(
+            f"{place!r} has columns {', '.join(sorted(map(str, columns)))}; expected 'caption' (or 'prompt') for "
+            "captions, 'file' for audio files: rename the one that is meant"
+        )
     from dragon.prompts import load_prompts
 
     return Captions(load_prompts(place).prompts, path.name)

@@ -25,6 +25,8 @@ from dragon.measure.measured import Measured
 from dragon.measure.sides import Clips
 from dragon.media import Media
 from dragon.protocols import InstanceReward, SetReward
+from dragon.texts import raised
+from dragon.verdicts import set_scores
 
 Reward = InstanceReward | SetReward
 
@@ -55,9 +57,11 @@ def judge(
                     rows.append(_features(reward, media) if isinstance(reward, SetReward) else _scores(reward, media))
                 except DragonError:
                     raise
-                except Exception as error:  # the reward's own fault, whose author needs the traceback
-                    error.add_note(f"raised by metric {reward.name!r} for clip {done} ({clips.names[done]}) of the set")
-                    raise
+                except Exception as error:  # a reward may raise anything
+                    raise PluginError(
+                        f"metric {reward.name!r} raised {raised(error)} for clip {done} ({clips.names[done]}) of the "
+                        "set; mend the reward"
+                    ) from error
             done += len(media)
             if progress is not None:
                 rate = done / max(time.monotonic() - start, 1e-9)
@@ -140,13 +144,11 @@ def _of_set(reward: SetReward, rows: list[Tensor], groups: Sequence[Clips]) -> M
     every = np.arange(len(features))
 
     def score(members: Clips) -> float:
-        return float(reward.score_sets(features, torch.from_numpy(members)[None])[0])
+        return set_scores(reward.name, reward, features, [torch.from_numpy(members)])[0]
 
     value = score(every)
     left_out: Floats | None = None
     if len(groups) > 1 and len(every) - max(map(len, groups)) > 1:
         left_out = np.array([score(np.setdiff1d(every, group)) for group in groups])
-    if not np.isfinite(value) or (left_out is not None and not np.isfinite(left_out).all()):
-        raise NotFinite(f"metric {reward.name!r} gave a score that is not finite for {len(every)} clips")
     facts = {"n": len(features), "d": features.shape[2], "reward": type(reward).__qualname__}
     return Measured(reward.name, value, "higher", left_out, grows=True, facts=facts)

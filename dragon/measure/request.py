@@ -75,10 +75,12 @@ def read_request(
     problems: list[str] = []
     notes: list[str] = []
     named = read_sets(generated, problems)
+    before = len(problems)
     references = read_references(exemplars, problems)
+    unread = len(problems) > before
     wanted = _metrics(metrics, references, device, problems, notes)
     encoders = _encoders(encoder, references, wanted[0], device, problems, notes)
-    _needs(wanted[0], references, encoders, captions, problems, notes)
+    _needs(wanted[0], references, encoders, captions, problems, notes, unread=unread)
     problems += [
         f"metric {reward.name!r} compares clips with captions; give --captions file,caption CSV"
         for reward in wanted[1]
@@ -172,7 +174,10 @@ def make_metric(spec: MetricSpec, device: str = "cpu") -> SetMetric | Reward:
         )
     made = build("reward", read, device=device)
     if not isinstance(made, InstanceReward | SetReward):
-        raise ConfigError(f"{read.name!r} is no reward; expected name, abstains and score(media) (dragon/protocols.py)")
+        raise ConfigError(
+            f"{read.name!r} is no reward; expected name, abstains and score(media), or of sets name, embed(media) and "
+            "score_sets(features, members) (dragon/protocols.py); dragon check says what it lacks"
+        )
     return made
 
 
@@ -223,12 +228,15 @@ def _needs(
     captions: bool,
     problems: list[str],
     notes: list[str],
+    *,
+    unread: bool,
 ) -> None:
-    """Metrics that lack what they need, and encoders that a metric passes over."""
+    """Metrics that lack what they need, and encoders that a metric passes over. unread: references were given that
+    cannot be read, which was said already."""
     folder = any(not isinstance(source, ExemplarSet) for source in references.values())
     joint = [one.name for one in encoders if isinstance(one, JointEncoder)]
     for metric in metrics:
-        if "reference" in metric.needs and not references:
+        if "reference" in metric.needs and not references and not unread:
             problems.append(f"metric {metric.name!r} needs exemplars; give --exemplars FOLDER|SET")
         if "reference" in metric.needs and references and not folder:
             prints = [source.encoder_hash for source in references.values() if isinstance(source, ExemplarSet)]

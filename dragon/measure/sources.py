@@ -70,9 +70,7 @@ def read_references(exemplars: References, problems: list[str]) -> dict[str, Sou
         else:
             try:
                 if not (os.fspath(one).endswith(SUFFIX) or one in sets.available()):
-                    near = nearest(os.fspath(one), sets.available())
-                    hint = f"; did you mean {near}?" if near else f"; shipped sets: {', '.join(sets.available())}"
-                    raise ConfigError(f"exemplars {os.fspath(one)!r}: neither a folder nor an exemplar set{hint}")
+                    raise ConfigError(f"exemplars {os.fspath(one)!r}: {_no_exemplars(os.fspath(one))}")
                 loaded = sets.load(one)
             except DragonError as error:
                 problems.append(str(error))
@@ -83,3 +81,14 @@ def read_references(exemplars: References, problems: list[str]) -> dict[str, Sou
     for name, folder in _named(folders, problems).items():
         found[name if name not in found else f"{name} (folder)"] = folder
     return found
+
+
+def _no_exemplars(text: str) -> str:
+    """What a name that is neither a folder nor a set may have meant."""
+    own = f"{text}{SUFFIX}"
+    if Path(own).is_file():
+        return f"a set of your own is named by its path; that file is here: {own}"
+    folders = [path.name for path in Path().iterdir() if path.is_dir()]
+    near = nearest(text, [*sets.available(), *folders])
+    hint = f"did you mean {near}?" if near else f"shipped sets: {', '.join(sets.available())}"
+    return f"neither a folder nor an exemplar set; {hint}"

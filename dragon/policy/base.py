@@ -72,6 +72,12 @@ class Backbone(Protocol):
         ...
 
 
+def check_sampling(steps: int, guidance: float) -> None:
+    """Raises ConfigError where no sample can be drawn so."""
+    if steps < 1 or not guidance >= 0:
+        raise ConfigError(f"steps is {steps} and guidance {guidance}; expected steps >= 1 and guidance >= 0")
+
+
 class DiffusionPolicy:
     """A `Policy` made of a backbone and a tuning of its denoiser.
 
@@ -147,8 +153,7 @@ class DiffusionPolicy:
         """
         if len(prompts) != len(seeds):
             raise ShapeError(f"{len(seeds)} seeds for {len(prompts)} prompts; expected one a prompt")
-        if steps < 1 or not guidance >= 0:
-            raise ConfigError(f"steps is {steps} and guidance {guidance}; expected steps >= 1 and guidance >= 0")
+        check_sampling(steps, guidance)
         rows = self._each([*prompts, self._negative])  # in one call: text encoders come to the device once
         cond = self._together(prompts, rows)
         empty = self._together([self._negative], rows).repeated(len(prompts))

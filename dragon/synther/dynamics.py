@@ -98,6 +98,23 @@ def _share(which: NDArray[np.bool_], of: NDArray[np.bool_]) -> float:
     return float(which[of].mean()) if of.any() else float("nan")
 
 
+def made_quietly(environment: str) -> Any:
+    """gymnasium.make, without the file MUJOCO_LOG.TXT that MuJoCo leaves in the working folder over a deprecated word
+    in gymnasium's own models. Raises what gymnasium raises."""
+    import gymnasium
+
+    try:
+        import mujoco
+    except ImportError:  # tasks of other simulators need none
+        return gymnasium.make(environment)
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda _: None)
+    try:
+        return gymnasium.make(environment)
+    finally:
+        mujoco.set_mju_user_warning(before)
+
+
 def _make(environment: str) -> Any:
     try:
         import gymnasium
@@ -107,7 +124,7 @@ def _make(environment: str) -> Any:
             f"{environment} needs gymnasium and mujoco ({error}): pip install 'dragon-media[rl]'"
         ) from error
     try:
-        env = gymnasium.make(environment)
+        env = made_quietly(environment)
     except gymnasium.error.Error as error:
         raise ConfigError(f"no environment {environment!r}: {error}") from error
     if not hasattr(env.unwrapped, "set_state"):

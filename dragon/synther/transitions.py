@@ -142,7 +142,10 @@ def read_npz(path: str | os.PathLike[str]) -> Transitions:
         raise ConfigError(f"{str(place)!r} cannot be read as npz ({error}); save it again with numpy.savez") from error
     missing = [key for key in KEYS if key not in found]
     if missing:
-        raise ConfigError(f"{str(place)!r} lacks {', '.join(missing)}; it holds {', '.join(found)}")
+        raise ConfigError(
+            f"{str(place)!r} lacks {', '.join(missing)}; it holds {', '.join(found)}; rename its arrays to "
+            f"{', '.join(KEYS)} and save it again"
+        )
     blocks = {name: value for name, value in found.items() if name not in (*KEYS, *BOX)}
     return Transitions(**{key: found[key] for key in KEYS}, blocks=blocks, **{k: found[k] for k in BOX if k in found})
 

@@ -75,6 +75,12 @@ def check_policy(
     if len(set(prompts)) < 2:
         raise PluginError(f"check_policy got prompts {prompts}; expected at least 2 different ones")
     faults, seen = Faults(type(policy).__name__), _Seen()
+    lacking = sorted(part for part in vars(Policy) if not part.startswith("_") and not hasattr(policy, part))
+    if lacking:
+        raise PluginError(
+            f"{type(policy).__name__} is no policy: it lacks {', '.join(lacking)} (dragon.protocols.Policy); subclass "
+            "dragon.policy.DiffusionPolicy, which has them, or add them"
+        )
     faults.expect(isinstance(getattr(policy, "name", None), str) and policy.name, "name", "is a non-empty string")
     _check_optional(policy, faults)
     parameters = faults.call("trainable", policy.trainable) or {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -61,6 +62,10 @@ def check_reward(reward: InstanceReward | SetReward | Callable[..., Any], media:
     name = getattr(reward, "name", None)
     faults.expect(isinstance(name, str) and name, "name", "is a non-empty string")
     of_sets = isinstance(reward, SetReward)
+    if not of_sets and hasattr(reward, "score_sets"):
+        lacking = [part for part in ("name", "embed") if not hasattr(reward, part)]
+        faults.add("score_sets", f"comes with {' and '.join(lacking)}, as a reward of sets has all three")
+        faults.report()
     with random_states_kept():
         if isinstance(reward, SetReward):
             scores, seconds = _check_set_reward(reward, media, faults)
@@ -96,7 +101,7 @@ def example_clips(
     Raises:
         PluginError: no samples or channels.
     """
-    length = round(seconds * rate)
+    length = round(seconds * rate) if math.isfinite(seconds) else 0
     if length < 1 or channels < 1:
         raise PluginError(f"example clips of {seconds} s at {rate} Hz, {channels} channels; expected all above 0")
     t = torch.arange(length) / rate
@@ -220,6 +225,9 @@ def _check_score_sets(reward: SetReward, features: Tensor, faults: Faults) -> Te
     members = torch.stack([torch.arange(n - 1), torch.arange(1, n), torch.arange(n - 1).flip(0)])
     copy = features.clone()
     scores = faults.call("score_sets", lambda: reward.score_sets(features, members))
+    if scores is not None and not isinstance(scores, Tensor):
+        faults.add("score_sets", f"gives a torch.Tensor, not {type(scores).__name__}")
+        return None
     if scores is None or not faults.shape("score_sets", scores, (3,), "one score a candidate set"):
         return None
     faults.expect(torch.equal(features, copy), "score_sets", "leaves the features it is given as they are")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dragon.errors import ConfigError, MissingExtra, NotFinite, ShapeError
+from dragon.synther.dynamics import made_quietly
 from dragon.synther.readers import read_transitions
 from dragon.synther.transitions import BOX, Array, Transitions
 
@@ -129,7 +130,7 @@ def _action_space(environment: str) -> Any:
     except ImportError as error:
         raise MissingExtra(f"--env {environment} needs gymnasium: pip install 'dragon-media[rl]'") from error
     try:
-        env = gymnasium.make(environment)
+        env = made_quietly(environment)
     except (gymnasium.error.Error, ImportError) as error:
         raise ConfigError(f"env is {environment!r}: {error}; expected a task that gymnasium can make") from error
     space = env.action_space

@@ -20,7 +20,7 @@ from typing import Any
 
 from dragon import checkpoint
 from dragon.errors import ConfigError
-from dragon.files import write_whole, writing
+from dragon.files import check_writable, write_whole, writing
 from dragon.synther.training import Fit
 from dragon.synther.upsampler import CONFIG as MODEL_CONFIG
 
@@ -53,8 +53,7 @@ def check_folder(folder: Path, config: Mapping[str, object], asked: str, say: Ca
     Raises:
         ConfigError: the folder holds another run, or no file may be written there; the checkpoint is not there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output_dir {str(folder)!r} is a file; choose another --output_dir")
+    check_writable(folder, "output_dir")
     occupied = [name for name in CONTENTS if os.path.lexists(folder / name)]
     if asked.lower() in ("", "false", "none"):
         if occupied:

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from dragon.errors import ConfigError, DragonError, MissingExtra, NotFinite
-from dragon.files import writing
+from dragon.files import readable, room, writing
 from dragon.interrupts import Interrupts, one_interrupt
 from dragon.report.transitions import write_quality
 from dragon.synther.columns import Layout, TransitionSpec
@@ -61,6 +61,7 @@ def upsample(
             seed=settings.seed,
             score=settings.score,
         )
+        _check_room(settings, data.train)
         environment = _simulated(settings.env, data.train, say) if settings.report else None
         begun = Upsampler.load(_model_folder(settings.start), settings.device) if settings.start else None
         config = _fit_config(settings, begun)
@@ -101,6 +102,17 @@ def _check_out(source: str, settings: UpsampleSettings) -> None:
         raise ConfigError(f"out {settings.out!r} is the file that is read; choose another name")
     if out.exists() and not settings.replace:
         raise ConfigError(f"{settings.out!r} exists already; give another --out, or --replace")
+
+
+def _check_room(settings: UpsampleSettings, like: Transitions) -> None:
+    """The new rows are as large as those of the data."""
+    each = sum(array.nbytes for array in like.arrays().values()) / len(like)
+    needed, free = int(each * settings.samples), room(Path(settings.out))
+    if needed > free:
+        raise ConfigError(
+            f"{settings.samples:,} transitions need {readable(needed)} and {readable(free)} are free where "
+            f"{settings.out!r} is; draw fewer --samples, or give an --out with more room"
+        )
 
 
 def _simulated(environment: str, transitions: Transitions, say: Say) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,6 +78,8 @@ class UpsampleSettings:
             raise ConfigError(f"held_out is {self.held_out}; expected a share of the rows, from 0 to below 1")
         if not 0 <= self.score_quantile <= 1:
             raise ConfigError(f"score_quantile is {self.score_quantile}; expected a number from 0 to 1")
+        if not 0 <= self.guidance < math.inf:
+            raise ConfigError(f"guidance is {self.guidance}; expected 0 or above, 1 for no exaggeration")
         if self.guidance != 1 and not self.score:
             raise ConfigError(f"guidance is {self.guidance} without a score to guide to; give --score, or leave it 1")
         if self.report and not self.held_out:

@@ -363,12 +363,19 @@ def test_two_sets_are_compared_in_units_of_their_own_halves(folder: Path, capsys
         (["build", "music", "words.csv", "--of", "clips"], "has no column 'file'"),
         (["build", "music", "words.csv", "--min_seconds", "2"], "--min_seconds given for a set of captions"),
         (["build", "rows", "rows.npz", "--skip_bad", "--best", "3"], "--skip_bad, --best given for a set of tr"),
-        (["split", "music", "my music", *EARS, "--held_out", "1"], "held_out is 1.0"),
+        (["split", "music", "gone", *EARS, "--held_out", "1"], "held_out is 1.0"),
+        (["split", "music", "gone", *EARS, "--seed", "-1"], "seed is -1"),
+        (["build", "mini_disco", "my music"], "'mini_disco' is the name of a shipped set"),
+        (
+            ["build", "music", "other.csv", *EARS],
+            "has columns path, text; expected 'caption' (or 'prompt') for captions",
+        ),
         (["compare", "mini_disco"], "expected: dragon exemplars build NAME SOURCE"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_no_file(folder: Path, capsys, arguments: list[str], message: str):
     Path("empty.csv").write_text("file,genre\nmy music/a.wav,x\n,y\n")
+    Path("other.csv").write_text("path,text\na.wav,one\nb.wav,two\n")
     Path("words.csv").write_text("caption\none\ntwo\n")
     status, _, err = dragon(capsys, *arguments)
     assert status == 2 and message in err and "Traceback" not in err, err
@@ -391,6 +398,7 @@ def test_what_was_left_out_is_told_and_a_bad_file_is_named_once(folder, capsys):
 
 def test_what_cannot_be_written_is_refused_before_anything_is_heard(capsys):
     for flags, text in (
+        (("--out", f"{__file__}/mine.safetensors"), f"--out: folder {__file__!r}: {__file__!r} is a file"),
         (("--out", "mine.json"), "mine.json: expected a name that ends in .safetensors"),
         (("--keep_frames", "-1"), "--keep_frames -1; expected a number"),
         (("--device", "cuda:77"), "'cuda:77' is not there"),

@@ -232,6 +232,8 @@ def test_discrete_actions_stay_whole_numbers(folder: Path) -> None:
         (["--samples", "0"], "give the number of transitions to draw"),
         (["--held_out", "0"], "held_out is 0 and a report needs rows"),
         (["--guidance", "2"], "guidance is 2.0 without a score"),
+        (["--guidance", "nan", "--score", "rewards"], "guidance is nan; expected 0 or above"),
+        (["--samples", "99999999999999"], "99,999,999,999,999 transitions need"),
         (["--score", "reward"], "expected a file of one number a row, or a column: observations.0 to observations.1"),
         (["--score", "observations.2"], "score is 'observations.2'"),
         (["--start", "nowhere"], "no model in 'nowhere'"),
