@@ -135,7 +135,9 @@ def page(figures: Mapping[str, dict], settings: str) -> str:
         "",
         f"Made by `python benchmarks/label_consistency.py {settings}. A cell is the share of pairs (two samples of a "
         "prompt) whose better clip, by a set of so many pairs, is also the better one by its influence on a set of "
-        "half of these clips, none of which the label knows, with a 95 % interval over draws; chance is 50 %.",
+        "half of these clips, none of which the label knows, with a 95 % interval over draws; chance is 50 %. Draws "
+        "share one pool of clips and one model. The truth is an influence, as two of the labels are: a label that "
+        "means something else by a clip's worth can only come near it.",
     ]
     for name, found in figures.items():
         brute = found["brute_force"]

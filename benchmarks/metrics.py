@@ -272,7 +272,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         f"Made by `python benchmarks/metrics.py{' --quick' if found['quick'] else ''}` on {found['machine']}, one "
         f"thread; {found['versions']}. A cell is CPU time, the median of up to {found['repeats']} runs (of one, where "
-        f"it takes over {SLOW:.0f} seconds), and the relative error against a known truth. All methods of a row start "
+        f"it takes over {SLOW:.0f} seconds), in brackets how many times ours, and the relative error against a known "
+        "truth. All methods of a row start "
         "from the same features and run in turn. CPU times of one machine: the ratios tell more than the seconds.",
         "",
         "## Frechet distance of two sets of n frames",
@@ -284,7 +285,8 @@ def page(found: dict[str, Any]) -> str:
         "| d | n | ours | eigenvalues | sqrtm |",
         "| --- | --- | --- | --- | --- |",
         *(
-            f"| {r['d']} | {r['n']} | {cell(r['ours'])} | {cell(r['eigenvalues'])} | {cell(r['sqrtm'])} |"
+            f"| {r['d']} | {r['n']} | {cell(r['ours'])} | {cell(r['eigenvalues'], r['ours'])} "
+            f"| {cell(r['sqrtm'], r['ours'])} |"
             for r in speed
         ),
         "",
@@ -296,7 +298,7 @@ def page(found: dict[str, Any]) -> str:
         "",
         "| ours | eigenvalues, batched | sqrtm a song |",
         "| --- | --- | --- |",
-        f"| {cell(song['ours'])} | {cell(song['eigenvalues'])} | {cell(song['sqrtm'])} |",
+        f"| {cell(song['ours'])} | {cell(song['eigenvalues'], song['ours'])} | {cell(song['sqrtm'], song['ours'])} |",
         "",
         "## Vendi score",
         "",
@@ -306,7 +308,8 @@ def page(found: dict[str, Any]) -> str:
         "| n | d | q | ours | score_X | score_dual |",
         "| --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {r['n']} | {r['d']} | {r['q']:g} | {cell(r['ours'])} | {cell(r['score_X'])} | {cell(r['score_dual'])} |"
+            f"| {r['n']} | {r['d']} | {r['q']:g} | {cell(r['ours'])} | {cell(r['score_X'], r['ours'])} "
+            f"| {cell(r['score_dual'], r['ours'])} |"
             for r in found["vendi"]
         ),
         "",
@@ -319,7 +322,7 @@ def page(found: dict[str, Any]) -> str:
         "| n | d | ours | prdc | difference | sixfold, ours | sixfold, prdc |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
-            f"| {r['n']} | {r['d']} | {cell(r['ours'])} | {cell(r['prdc'])} | {r['difference']:.0e} "
+            f"| {r['n']} | {r['d']} | {cell(r['ours'])} | {cell(r['prdc'], r['ours'])} | {r['difference']:.0e} "
             f"| {r['coverage_of_itself_sixfold']['ours']:g} | {r['coverage_of_itself_sixfold']['prdc']:g} |"
             for r in found["prdc"]
         ),
@@ -327,13 +330,16 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(figures: dict[str, float | str]) -> str:
-    """Time and error, for readers."""
+def cell(figures: dict[str, float | str], ours: dict[str, float | str] | None = None) -> str:
+    """Time, how many times ours, and error, for readers."""
     if "error" in figures:
         return f"stops: {str(figures['error'])[:60]}"
     seconds = float(figures["seconds"])
     number, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
     text = f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
+    if ours is not None:
+        ratio = seconds / float(ours["seconds"])
+        text += f" ({ratio:.1f}x)" if ratio < 10 else f" ({float(f'{ratio:.2g}'):,.0f}x)"
     return f"{text}, {figures['relative_error']:.0e}" if "relative_error" in figures else text
 
 
