@@ -85,6 +85,10 @@ PARTS = ((1, 8), (9, 16), (17, 40))
 WATCHED = ("set_frechet_held_out", "song_frechet_held_out", "vendi_judge")
 
 
+FIT = {"clap_score": "CLAP score", "judge_score": "judge"}
+"""Rewards of prompt fit, which a set of exemplars may cost, and what they are called."""
+
+
 def result(folder: Path) -> dict[str, object]:
     """What the table needs of a finished run."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
@@ -136,6 +140,7 @@ def summary(row: Row, runs: list[dict]) -> dict[str, object]:
         },
         "gap_share": None if runs[0]["gap_share"] is None else float(np.mean([run["gap_share"] for run in runs])),
         "search_share": float(np.mean([run["search_share"] for run in runs])),
+        "fit": {name: {run["settings"]["seed"]: run["shares"][name] for run in runs} for name in FIT},
         "set_size": runs[0]["settings"]["evaluation"]["set_size"],
         "heard": [run["heard"] for run in runs if "heard" in run],  # runs from before it was read have none
         "curves": {run["settings"]["seed"]: run["curves"].get(row.target, {}) for run in runs},
@@ -181,7 +186,29 @@ def table(rows: list[dict], machine: str, prompts: int) -> str:
             f"{100 * row['search_share']:.1f} %",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", *_price(rows)]
     return "\n".join([*lines, "", *_attributes(rows), *_assignments(rows)]) + "\n"
+
+
+def _price(rows: list[dict]) -> list[str]:
+    """Prompt fit beside random labels', prompt by prompt, over the seeds that both were run with."""
+    control = next((row["fit"] for row in rows if row["key"] == "random"), {})
+    rng, told = np.random.default_rng(0), []
+    for row in rows:
+        found = []
+        for name, called in FIT.items():
+            pairs = [(mine, control[name][s]) for s, mine in row["fit"][name].items() if s in control.get(name, {})]
+            if pairs and row["key"] != "random":
+                found.append((called, interval([np.subtract(mine, other) for mine, other in pairs], rng)))
+        if found:
+            cells = [f"{called} {100 * m:+.0f} [{100 * a:+.0f}, {100 * b:+.0f}]" for called, (m, a, b) in found]
+            told.append(f"{row['name']} {', '.join(cells)}")
+    if not told:
+        return []
+    return [
+        "Per cent of wins over the base less that of random labels, prompt by prompt over the seeds that both have: "
+        f"{'; '.join(told)}.",
+    ]
 
 
 def _attributes(rows: list[dict]) -> list[str]:

@@ -1,4 +1,4 @@
-"""benchmarks/set_tuning.py and its parts: intervals over seeds, curves beside the control, distances of what is heard."""
+"""benchmarks/set_tuning.py and its parts: intervals over seeds, curves beside the control, what is heard."""
 
 from __future__ import annotations
 
