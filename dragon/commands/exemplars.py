@@ -241,6 +241,11 @@ def _write(
         else ""
     )
     print(f"wrote {target}: {made.count} {what}, {made.frames} frames of {made.encoder}{without}")
+    if made.frames <= made.size:
+        print(
+            f"note: {made.frames} frames cannot fill {made.size} features, so that distances to the set are too large; "
+            f"give more {what}"
+        )
     return made
 
 

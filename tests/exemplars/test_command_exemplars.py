@@ -396,6 +396,15 @@ def test_what_was_left_out_is_told_and_a_bad_file_is_named_once(folder, capsys):
     assert "; 1 left out (dragon exemplars show tells why)" in out
 
 
+def test_a_set_of_fewer_frames_than_features_is_told_of(folder, capsys):
+    _, out, _ = dragon(
+        capsys, "build", "few", "my music", "--encoder", "{name: spectral, options: {bands: 64, hop: 16000}}"
+    )
+    assert "features, so that distances to the set are too large; give more clips" in out
+    _, out, _ = dragon(capsys, "build", "many", "my music", "--encoder", "{name: spectral, options: {bands: 4}}")
+    assert "wrote many" in out and "note" not in out
+
+
 def test_what_cannot_be_written_is_refused_before_anything_is_heard(capsys):
     for flags, text in (
         (("--out", f"{__file__}/mine.safetensors"), f"--out: folder {__file__!r}: {__file__!r} is a file"),
