@@ -112,11 +112,11 @@ def over_seeds(runs: list[dict], reward: str, field: str, low: str, high: str) -
     Each run's own interval (over prompts) and the spread of seeds are added in squares; the first is not divided by
     the number of seeds, since all of them share the prompts and the base's samples.
     """
-    values = np.array([run["rewards"][reward][field] for run in runs])
-    halves = np.array([(run["rewards"][reward][high] - run["rewards"][reward][low]) / 2 for run in runs])
-    between = values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
-    half = float(np.sqrt(np.mean(halves**2) + 1.96**2 * between))
-    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+    values, lows, highs = (np.array([run["rewards"][reward][key] for run in runs]) for key in (field, low, high))
+    between = 1.96**2 * values.var(ddof=1) / len(values) if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    below, above = (float(np.sqrt(np.mean(part**2) + between)) for part in (values - lows, highs - values))
+    return mean, mean - below, mean + above
 
 
 def summary(row: Row, runs: list[dict]) -> dict[str, object]:

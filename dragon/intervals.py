@@ -165,7 +165,8 @@ def set_win_rate(
     The prompts are split at random, without replacement, into disjoint subsets of `size`; each subset and each
     sample index of a side makes one set. Every tuned set is compared with every base set of ANOTHER subset
     (ties one half), so no two sides of a comparison share a prompt. Leftover prompts are not used. The interval
-    leaves out one subset at a time, from both sides, and is clipped to [0, 1].
+    leaves out one subset at a time, from both sides; its low end is at most `unbeaten`, its high end at least one
+    minus that, and it is clipped to [0, 1].
 
     With base against base on both sides the mean is one half by symmetry.
 
@@ -188,7 +189,31 @@ def set_win_rate(
     total = wins.sum()
     left = total - wins.sum(0) - wins.sum(1)  # the diagonal is zero, so nothing is subtracted twice
     found = jackknife_interval(total / (subsets * (subsets - 1)), left / ((subsets - 1) * (subsets - 2)), level=level)
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n), base
+    most = unbeaten(subsets, level=level)
+    low, high = min(max(0.0, found.low), most), max(min(1.0, found.high), 1 - most)
+    return Interval(found.value, low, high, found.n), base
+
+
+def unbeaten(sets: int, *, level: float = LEVEL) -> float:
+    """The least win rate that so many sets a side can show: the low end where every tuned set beats every base set.
+
+    Leaving out sees no spread there. This is the win rate t / (1 + t) at which the k tuned sets are the k best of all
+    2 k with probability (1 - level) / 2, product of i t / (i t + k) over i = 1 to k, if the law of tuned scores is a
+    power t of the base's (Lehmann, 1953, "The power of rank tests"; the ranks' law: Savage, 1956). It ignores that
+    both sides share prompts.
+
+    >>> round(unbeaten(4), 3), round(unbeaten(8), 3)
+    (0.557, 0.807)
+    """
+    from scipy.optimize import brentq
+
+    i = np.arange(1, sets + 1)
+
+    def surplus(log_t: float) -> float:
+        return float(np.log(i / (i + sets * np.exp(-log_t))).sum() - np.log((1 - level) / 2))
+
+    t = np.exp(brentq(surplus, -50.0, 50.0))
+    return float(t / (1 + t))
 
 
 def _wins(base: Floats, tuned: Floats) -> Floats:

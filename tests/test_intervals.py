@@ -124,6 +124,39 @@ class TestSetRewards:
         assert differences / 200 >= 0.90
         assert np.mean(values) == pytest.approx(0.5, abs=0.03)
 
+    @pytest.mark.parametrize("shift", [0.5, 0.8, 1.6])
+    def test_a_win_rate_near_one_is_covered_too(self, shift):
+        """Sets of 8 normal numbers, shifted: the win rate of their means is Phi(2 shift). Leaving out alone covers 93,
+        70 and 6 %: mostly all comparisons are won, and then it sees no spread."""
+        from scipy.stats import norm
+
+        generator, covered = np.random.default_rng(9), 0
+        for draw in range(200):
+            base, tuned = generator.normal(size=64), generator.normal(size=64) + shift
+            sides = [lambda members, values=values: values[members].mean(1) for values in (base, tuned)]
+            rate, _ = st.set_win_rate(*sides, 32, 2, size=8, seed=draw)
+            covered += rate.low <= norm.cdf(2 * shift) <= rate.high
+        assert covered / 200 >= 0.92  # three standard errors below the nominal .95 are .90
+
+    def test_sets_that_are_never_beaten_have_an_interval(self):
+        sides = [lambda members, shift=shift: shift + np.arange(len(members)) / 1000 for shift in (0.0, 1.0)]
+        won, _ = st.set_win_rate(*sides, 64, 2, size=8, seed=0)
+        assert (won.value, won.low, won.high) == (1, st.unbeaten(8), 1)
+        lost, _ = st.set_win_rate(*sides[::-1], 64, 2, size=8, seed=0)
+        assert (lost.value, lost.low, lost.high) == (0, 0, 1 - st.unbeaten(8))
+
+    @pytest.mark.parametrize("sets", [2, 4, 9])
+    def test_never_beaten_is_as_rare_as_it_says(self, sets):
+        """Under a power law of the scores: U and U^(1/t), whose win rate is t / (1 + t)."""
+        rate = st.unbeaten(sets)
+        generator = np.random.default_rng(sets)
+        base = generator.random((40_000, sets))
+        tuned = generator.random((40_000, sets)) ** ((1 - rate) / rate)
+        never = (tuned.min(1) > base.max(1)).mean()
+        assert never == pytest.approx(0.025, abs=3 * np.sqrt(0.025 / 40_000))
+        assert (tuned > base).mean() == pytest.approx(rate, abs=0.01)
+        assert st.unbeaten(sets) < st.unbeaten(sets + 1) < 1
+
     def test_a_real_shift_is_found(self):
         base, tuned = draw_sides(np.random.default_rng(5), 128, 2, shift=1.5)
         rate, _ = st.set_win_rate(base, tuned, 128, 2, size=8, seed=0)
