@@ -1,6 +1,7 @@
 """The command line: arguments to one call of the library, and errors to one message and an exit status.
 
-    0 done   2 the user's mistake, one message on standard error   130 interrupted after saving   1 anything else
+    0 done   2 the user's mistake, one message on standard error   130 interrupted after saving
+    141 nobody reads the output any more   1 anything else
 
 Nothing heavy is imported before a command is known; each command imports what it needs. Of several processes that
 share a run the main one speaks; another says only what the main one cannot know.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -58,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"no command is called {short(command)}; {hint}")
         _stop_on_sigterm()
         import_module(f"dragon.commands.{command}").run(rest)
+        sys.stdout.flush()
     except OtherProcess as error:
         if launched_rank() == 0:  # the others have nothing to add
             print(f"dragon {command}: {shown(error)}", file=sys.stderr)
@@ -66,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _said_elsewhere(error):
             print(f"dragon {command}: {_by_whom()}{shown(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has gone, as in `dragon plugins | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its exit
+        return 141  # as the shell calls a process that SIGPIPE ended
     except OSError as error:
         if error.errno not in _REFUSED:
             raise

@@ -392,6 +392,19 @@ def test_python_m_dragon_is_the_same_program(root: Path, folder: Path) -> None:
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
 
 
+def test_a_reader_that_goes_away_is_no_error(root: Path) -> None:
+    """As in `dragon plugins | head -1`."""
+    command = [sys.executable, "-m", "dragon", "plugins"]
+    running = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    with running.stderr:
+        assert running.stderr.read() == ""
+    assert running.wait(timeout=60) == 141
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory) -> Path:
     """A saved pipeline of the built-in kind, tiny and untrained."""
