@@ -528,7 +528,7 @@ def test_scoring_beside_sampling_changes_no_bit_of_a_run() -> None:
     ("function", "error", "message"),
     [
         (lambda points, media: time.sleep(60), PluginError, "reward 'height' took more than 0.3 seconds for 12 clips"),
-        (lambda points, media: 1 / 0, PluginError, "reward 'height' raised ZeroDivisionError: division by zero for 12"),
+        (lambda points, media: 1 / 0, PluginError, r"'height' raised ZeroDivisionError: .* \(test_.*\) for 12"),
         (lambda points, media: None, PluginError, "reward 'height' returned None for 12 clips, the first for prompt"),
         (lambda points, media: points[1:, 0], PluginError, r"of shape \(11,\) for 12 clips, .*; expected \(12,\)"),
     ],
@@ -556,7 +556,7 @@ def test_a_set_reward_that_fails_on_sets_is_named() -> None:
         def score_sets(self, features: Tensor, members: Tensor) -> Tensor:
             raise IndexError("beyond the end")
 
-    with pytest.raises(PluginError, match="set reward 'narrow' raised IndexError: beyond the end for 1 sets of 12"):
+    with pytest.raises(PluginError, match=r"'narrow' raised IndexError: beyond the end \(test_.*\) for 1 sets of 12"):
         next(trainer(rewards=[Fails()], credit=LeaveOneOut()).run())
 
 

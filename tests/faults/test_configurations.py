@@ -96,7 +96,7 @@ def test_what_is_no_configuration_is_told_in_one_message(tmp_path, monkeypatch, 
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "x\0y", ".", "\ud800"])
+@pytest.mark.parametrize("name", ["x" * 5000, "x\0y", "\ud800"])
 def test_a_name_that_no_file_has_is_no_file(name):
     with pytest.raises(ConfigError, match="no configuration file"):
         read_yaml(name)
