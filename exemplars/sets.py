@@ -139,10 +139,14 @@ class ExemplarSet:
         )
 
     def rebuild_command(self, encoder: EncoderSpec) -> str:
-        """The command that makes this set again with another encoder, over the old file; to be pasted into a shell."""
+        """The command that makes this set again with another encoder, over the old file; to be pasted into a shell.
+
+        A shipped set's names one of another name, since the shipped one stays.
+        """
+        name = f"my_{self.name}" if self.name in available() else self.name
         made_of = "CAPTIONS.txt" if self.modality == "text" else "FOLDER_OF_AUDIO"
         # a set without frames is built anew by who needs them
-        words = self.command.replace(" --keep_frames 0", "") or shlex.join(["build", self.name, made_of])
+        words = self.command.replace(" --keep_frames 0", "") or shlex.join(["build", name, made_of])
         return f"dragon exemplars {words} --encoder {_on_a_line(encoder)} --replace"
 
     def _differences(self, encoder: Encoder) -> str:

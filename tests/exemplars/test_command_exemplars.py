@@ -282,6 +282,13 @@ def test_the_rebuild_command_works_if_pasted(folder: Path, capsys, action: str):
     assert (after.licence, after.command, after.settings["seconds"]) == (before.licence, before.command, 0.5)
 
 
+def test_the_command_that_stands_for_a_shipped_set_is_accepted(folder: Path, capsys):
+    """Its own name is not free."""
+    words = shlex.split(load("mini_disco").rebuild_command("spectral").replace("FOLDER_OF_AUDIO", "'my music'"))
+    assert words[:2] == ["dragon", "exemplars"] and dragon(capsys, *words[2:])[0] == 0
+    assert load("./my_mini_disco.safetensors").encoder == "spectral"
+
+
 def test_a_set_without_frames_is_rebuilt_with_them_by_the_command_it_names(folder: Path, capsys):
     built(capsys, "music", "my music", *EARS, "--keep_frames", "0")
     with pytest.raises(ConfigError, match="hold statistics and no frames") as caught:

@@ -334,7 +334,7 @@ def test_encoder_options_that_no_file_can_keep_are_refused(tmp_path: Path, monke
 def test_captions_are_not_asked_to_be_rebuilt_for_an_encoder_of_clips() -> None:
     clips, captions = load("mini_disco"), load("mini_disco_text")
     for pair in ((clips, captions), (captions, clips)):
-        with pytest.raises(ConfigError, match="build mini_disco FOLDER_OF_AUDIO --encoder mini-shared --replace"):
+        with pytest.raises(ConfigError, match="build my_mini_disco FOLDER_OF_AUDIO --encoder mini-shared --replace"):
             pair[0].distance(pair[1])
 
 

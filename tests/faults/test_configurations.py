@@ -102,6 +102,11 @@ def test_a_name_that_no_file_has_is_no_file(name):
         read_yaml(name)
 
 
+def test_a_folder_is_no_file():
+    with pytest.raises(ConfigError, match="'.' is a folder; expected a configuration file, such as its config.yaml"):
+        read_yaml(".")
+
+
 def test_messages_stay_short_whatever_the_values(least):
     with pytest.raises(ConfigError) as error:
         from_dict({**least, "max_steps": "x" * 100_000, "learning_rate": 10**400, "device": "y" * 100_000})
