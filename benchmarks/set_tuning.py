@@ -202,7 +202,7 @@ def _price(rows: list[dict]) -> list[str]:
                 found.append((called, interval([np.subtract(mine, other) for mine, other in pairs], rng)))
         if found:
             cells = [f"{called} {100 * m:+.0f} [{100 * a:+.0f}, {100 * b:+.0f}]" for called, (m, a, b) in found]
-            told.append(f"{row['name']} {', '.join(cells)}")
+            told.append(f"{row['name']}: {', '.join(cells)}")
     if not told:
         return []
     return [
